@@ -8,7 +8,7 @@ use crate::{
     app::App,
     auth,
     config::{Ring, SecretError},
-    domain::{Id, SessionId, Turn, TurnError, TurnId, TurnStatus},
+    domain::{SessionId, Turn, TurnCaller, TurnError, TurnId, TurnStatus},
     http::{EventSender, EventStream, event_channel},
     store::StoreError,
     transcripts::{TranscriptContext, TranscriptPart, TranscriptUnsealError},
@@ -21,16 +21,6 @@ pub const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// there when access is lost is still delivered.
 const BUFFERED_CHUNKS: usize = 2;
 const MAX_CHUNK_BYTES: usize = 16 << 10;
-
-/// The credential for which a turn runs or is followed.
-#[derive(Debug, Clone, Copy)]
-pub struct TurnCaller {
-    pub organization: Id,
-    /// The caller's key, or the one that minted its token.
-    pub api_key: Id,
-    /// Whether the caller needs the organization's `transcript_access`, which may be switched off.
-    pub needs_transcript_access: bool,
-}
 
 /// Repeated checks of a caller's access.
 #[derive(Debug)]

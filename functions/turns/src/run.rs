@@ -8,8 +8,8 @@ use std::time::Duration;
 use karta_dialects::{Delta, Outcome};
 use karta_shared::{
     App,
-    domain::{Budget, Retention, SessionId, StopReason, Timestamp, Turn, TurnError, TurnStatus, TurnUsage},
-    follow::{AccessCheck, SLOW_CLIENT_TIMEOUT, TurnCaller},
+    domain::{Budget, Retention, SessionId, StopReason, Timestamp, Turn, TurnCaller, TurnError, TurnStatus, TurnUsage},
+    follow::{AccessCheck, SLOW_CLIENT_TIMEOUT},
     http::{EventSender, MessageResource, TurnUsageResource},
     settlement::{
         RunningTurn, SettleError, TurnEnd, cost, estimate_hidden_tokens, estimate_tokens, leased_until, settle,

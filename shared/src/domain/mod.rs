@@ -109,7 +109,7 @@ pub use stripe::{SignatureError, StripeSecrets, StripeSecretsError};
 pub use subscription::{DroppedSubscriptions, StripeId, Subscription, SubscriptionBefore, SubscriptionStep};
 pub use timestamp::Timestamp;
 pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenError};
-pub use turn::{MessageRole, StopReason, Turn, TurnStatus, TurnUsage};
+pub use turn::{MessageRole, StopReason, Turn, TurnCaller, TurnStatus, TurnUsage};
 pub use turn_error::TurnError;
 pub use usage::{MAX_CLOCK_AHEAD, MAX_USAGE_AGE, MonthUsage, Quantity, Reference, Tally, UsageEvent, UsageKind};
 pub use webhook::{

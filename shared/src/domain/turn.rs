@@ -3,6 +3,16 @@ use utoipa::ToSchema;
 
 use super::{Id, MessageId, ModelId, Price, Provider, Timestamp, TurnId};
 
+/// The credential for which a turn runs or is followed.
+#[derive(Debug, Clone, Copy)]
+pub struct TurnCaller {
+    pub organization: Id,
+    /// The caller's key, or the one that minted its token.
+    pub api_key: Id,
+    /// Whether the caller needs the organization's `transcript_access`, which may be switched off.
+    pub needs_transcript_access: bool,
+}
+
 /// One user message and the model's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, each an attribute of the item")]

