@@ -119,7 +119,7 @@ pub(super) fn read<T: DeserializeOwned>(parameters: Option<&QueryMap>) -> Result
         match object.iter_mut().find(|(given, _)| given == name) {
             Some((_, given)) => *given = Json::Unusable(json::REPEATED),
             None => {
-                object.push((name.into(), if is_utf8 { Json::Text(value.into()) } else { Json::Unusable(NOT_UTF8) }))
+                object.push((name.into(), if is_utf8 { Json::Text(value.into()) } else { Json::Unusable(NOT_UTF8) }));
             }
         }
     }

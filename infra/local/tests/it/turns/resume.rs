@@ -75,10 +75,10 @@ async fn number_that_is_never_reached_gets_the_end() {
     let mut events = sent.take(1).await;
     let beyond = format!("{}.500", events[0].turn_id());
     let follower = session.follow(Some(&beyond)).await;
-    let (rest, followed) = tokio::join!(sent.rest(), follower.rest());
+    let (rest, end) = tokio::join!(sent.rest(), follower.rest());
     events.extend(rest);
-    assert_eq!(followed, events[TOKENS..]);
-    assert_eq!(followed[0].kind, "done");
+    assert_eq!(end, events[TOKENS..]);
+    assert_eq!(end[0].kind, "done");
 }
 
 #[tokio::test(flavor = "multi_thread")]

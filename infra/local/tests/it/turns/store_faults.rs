@@ -153,14 +153,14 @@ async fn unreadable_access_ends_turn_and_reader() {
     let mut reader = session.stream().await;
     let mut events = reader.take(2).await;
     let mut follower = session.follow(None).await;
-    let mut followed = follower.take(2).await;
+    let mut replayed = follower.take(2).await;
     proxy.fail("BatchGetItem", ALWAYS, Fault::ServerError);
-    let (rest, followed_rest) = tokio::join!(reader.rest(), follower.rest());
+    let (rest, replayed_rest) = tokio::join!(reader.rest(), follower.rest());
     proxy.heal();
     events.extend(rest);
-    followed.extend(followed_rest);
+    replayed.extend(replayed_rest);
     assert_eq!(assert_whole(&events, 0).code(), Some("interrupted"));
-    assert_eq!(assert_whole(&followed, 0).code(), Some("interrupted"));
+    assert_eq!(assert_whole(&replayed, 0).code(), Some("interrupted"));
     assert_eq!(session.last_turn().await.status, TurnStatus::Interrupted);
     session.assert_usable().await;
 }
