@@ -13,6 +13,9 @@ import { delayBefore } from "./shared/retry.js";
 import type { TurnEventData } from "./types.js";
 import { VERSION } from "./version.js";
 
+/** Longer than any turn takes. */
+const WHOLE_STREAM_MS = 900_000;
+
 /** A request to the sessions of the client. */
 export interface Call {
   method: "GET" | "POST" | "DELETE";
@@ -117,6 +120,7 @@ export class Http {
     try {
       exchange.unlimited();
       if (reader === undefined) {
+        exchange.limit(WHOLE_STREAM_MS);
         yield new Uint8Array(await exchange.wait(response.arrayBuffer()));
         return;
       }
