@@ -72,7 +72,7 @@ pub(crate) fn read(data: &[u8], answer: &mut Answer<'_>) -> Result<ControlFlow<(
                 answer.outcome.stop = Some(stop_reason(&reason));
             }
             if let Some(usage) = event.object("usage").and_then(|usage| read_usage(&usage)) {
-                answer.update_usage(usage);
+                answer.update_usage(usage, true);
             }
         }
         Some("message_stop") => {

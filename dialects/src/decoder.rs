@@ -50,8 +50,8 @@ impl Answer<'_> {
     }
 
     /// Takes the counts of a report of the output. Those that it lacks stay as they are, and none
-    /// falls, because providers report sums.
-    pub(crate) fn update_usage(&mut self, report: ReportedUsage) {
+    /// falls, because providers report sums. `is_final` says that the whole output is counted.
+    pub(crate) fn update_usage(&mut self, report: ReportedUsage, is_final: bool) {
         let usage = self.outcome.usage.get_or_insert_default();
         let later = ReportedUsage {
             input_tokens: report.input_tokens.or(usage.input_tokens),
@@ -65,7 +65,7 @@ impl Answer<'_> {
         } else {
             later
         };
-        self.outcome.is_usage_final |= report.output_tokens.is_some();
+        self.outcome.is_usage_final |= is_final && report.output_tokens.is_some();
     }
 }
 

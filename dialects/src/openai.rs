@@ -55,11 +55,11 @@ pub(crate) fn read(data: &[u8], answer: &mut Answer<'_>) -> Result<ControlFlow<(
     if choices.is_none() && usage.is_none() && error.is_none() {
         return Err(Unreadable);
     }
-    if let Some(usage) = usage.and_then(Json::object).and_then(|usage| read_usage(&usage)) {
-        answer.update_usage(usage);
-    }
     let mut fault = error.map(ProviderFault::from_event);
-    for choice in answer.read(choices, Json::elements).into_iter().flatten() {
+    let choices = answer.read(choices, Json::elements).unwrap_or_default();
+    // Some providers report with every chunk what they have counted so far.
+    let is_after_answer = choices.is_empty();
+    for choice in choices {
         let Some(choice) = answer.read(Some(choice), Json::object) else { continue };
         if choice.count("index").is_some_and(|index| index != 0) {
             continue;
@@ -76,6 +76,9 @@ pub(crate) fn read(data: &[u8], answer: &mut Answer<'_>) -> Result<ControlFlow<(
                 answer.outcome.is_complete = true;
             }
         }
+    }
+    if let Some(usage) = usage.and_then(Json::object).and_then(|usage| read_usage(&usage)) {
+        answer.update_usage(usage, is_after_answer || answer.outcome.is_complete);
     }
     if fault.is_some() {
         answer.outcome.error = fault;

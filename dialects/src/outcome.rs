@@ -1,6 +1,6 @@
 use crate::ProviderFault;
 
-/// A streamed answer so far, or at its end.
+/// Usage, stop reason and error of a streamed answer, so far or at its end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// The provider's latest count. `None` until the provider reports one.
@@ -16,14 +16,14 @@ pub struct Outcome {
     /// The error that ended the stream.
     pub error: Option<ProviderFault>,
     /// Frames of which something was dropped: larger than [`MAX_FRAME_BYTES`](crate::MAX_FRAME_BYTES),
-    /// not the expected JSON, or with text that is no string.
+    /// not the expected JSON, or with text that is not a string.
     pub skipped_frames: u32,
     /// Whether the model called a tool of the caller. Its arguments are not decoded.
     pub had_tool_call: bool,
 }
 
-/// Token counts as the provider reports them. The four kinds do not overlap. `None` is a count that the
-/// provider did not report, or that is no whole number from 0.
+/// Token counts as the provider reports them. The four kinds do not overlap. `None` if the provider
+/// did not report a count, or not as a non-negative integer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReportedUsage {
     /// Input that was neither read from the provider's cache nor written to it.

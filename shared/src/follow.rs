@@ -203,7 +203,7 @@ impl Follower {
                 }
             };
             let has_events = !frames.is_empty();
-            for chunk in chunks(frames) {
+            for (chunk, events) in chunks(frames) {
                 // A client that reads slowly may be here for minutes.
                 if let Some(error) = self.lost_access().await {
                     return Ok(ReadResult::Failed(error));
@@ -213,11 +213,10 @@ impl Follower {
                 if !sent.unwrap_or(false) {
                     return Ok(ReadResult::End);
                 }
-            }
-            if has_events {
-                (self.followed.after, self.is_at_batch) = (batch.next_seq() - 1, true);
+                self.followed.after += events;
                 result = ReadResult::Events;
             }
+            self.is_at_batch |= has_events;
             if batch.is_end() {
                 return Ok(ReadResult::End);
             }
@@ -240,13 +239,17 @@ impl Follower {
     }
 }
 
-/// Joins frames into chunks. A frame of more than [`MAX_CHUNK_BYTES`] is a chunk.
-fn chunks(frames: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    let mut chunks: Vec<Vec<u8>> = Vec::new();
+/// Joins frames into chunks, and counts the frames of each. A frame of more than [`MAX_CHUNK_BYTES`] is
+/// a chunk.
+fn chunks(frames: Vec<Vec<u8>>) -> Vec<(Vec<u8>, Seq)> {
+    let mut chunks: Vec<(Vec<u8>, Seq)> = Vec::new();
     for frame in frames {
         match chunks.last_mut() {
-            Some(chunk) if chunk.len() + frame.len() <= MAX_CHUNK_BYTES => chunk.extend(frame),
-            _ => chunks.push(frame),
+            Some((chunk, events)) if chunk.len() + frame.len() <= MAX_CHUNK_BYTES => {
+                chunk.extend(frame);
+                *events += 1;
+            }
+            _ => chunks.push((frame, 1)),
         }
     }
     chunks

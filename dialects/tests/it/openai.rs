@@ -136,6 +136,19 @@ fn unknown_counts_are_not_zero() {
 }
 
 #[test]
+fn count_within_the_answer_is_not_final() {
+    let with_usage = |mut chunk: Value, output: u64| {
+        chunk["usage"] = json!({"prompt_tokens": 5, "completion_tokens": output});
+        chunk
+    };
+    let first = || with_usage(content("a"), 1);
+    let outcome = |chunks: &[Value]| decode(&(stream(chunks) + DONE)).1;
+    assert!(!outcome(&[first(), content("b"), finish("stop")]).is_usage_final);
+    assert!(outcome(&[first(), with_usage(finish("stop"), 2)]).is_usage_final);
+    assert!(outcome(&[first(), usage_chunk(&json!({"prompt_tokens": 5, "completion_tokens": 2}))]).is_usage_final);
+}
+
+#[test]
 fn odd_members_leave_text_and_counts() {
     let whole = || {
         json!({

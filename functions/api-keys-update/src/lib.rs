@@ -23,6 +23,7 @@ pub struct Input {
     #[serde(default, deserialize_with = "present")]
     allowed_cidrs: Option<Option<AllowedCidrs>>,
     #[serde(default, deserialize_with = "present")]
+    /// Replaces the stored budget as a whole: a cap that is left out is removed.
     budget: Option<Option<Budget>>,
     #[serde(default, deserialize_with = "present")]
     metadata: Option<Option<Metadata>>,

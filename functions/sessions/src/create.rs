@@ -97,6 +97,12 @@ fn user<F: Family>(call: &Call<SessionsCreate<F>>) -> Result<Option<UserId>, Err
         let problem = "may hold user_id only, because session_id resumes a session";
         return Err(Error::invalid("metadata", problem));
     }
+    let is_meant = |key: &&String| {
+        *key != USER_ID && key.replace(['_', '-', ' '], "").eq_ignore_ascii_case(&USER_ID.replace('_', ""))
+    };
+    if let Some(key) = metadata.keys().find(is_meant) {
+        return Err(Error::invalid(&format!("metadata.{key}"), "would name no user: use user_id"));
+    }
     let given = metadata.get(USER_ID).map(|user| UserId::try_from(user.clone())).transpose();
     let given = given.map_err(|problem| Error::invalid("metadata.user_id", problem))?;
     if !call.caller.is_token() {

@@ -94,7 +94,7 @@ impl ObjectStatus {
         if step == SubscriptionStep::Deleted {
             return Ok(SubscriptionStatus::Canceled);
         }
-        subscription.read::<Self>().map(|object| object.status)
+        subscription.read_below::<Self>("data.object").map(|object| object.status)
     }
 }
 

@@ -190,9 +190,13 @@ impl ProviderClients {
         if response.status().is_success() && is_event_stream {
             return Ok(response);
         }
-        // A proxy that ignores `stream` returns the whole message, which was generated.
-        *may_be_billed = response.status().is_success() && media_type.trim().eq_ignore_ascii_case("application/json");
-        Err(FailedAttempt::read(app, turn, target, response).await)
+        let is_json = media_type.trim().eq_ignore_ascii_case("application/json");
+        let may_be_answer = response.status().is_success() && is_json;
+        let failed = FailedAttempt::read(app, turn, target, response).await;
+        // A proxy that ignores `stream` returns the whole message, which was generated. An error in its
+        // place is classified as one.
+        *may_be_billed = may_be_answer && failed.failure.error == TurnError::ProviderError;
+        Err(failed)
     }
 
     /// Builds a request whose headers are an allowlist: nothing of the caller's goes upstream.

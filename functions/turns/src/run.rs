@@ -521,8 +521,12 @@ fn max_half_tokens(character: char) -> usize {
         '\0'..='\u{7F}' => 1,
         // Latin, Greek, Cyrillic, Hebrew, Arabic.
         '\u{80}'..='\u{6FF}' => 2,
-        // Devanagari to Thai, kana, Han, Hangul.
-        '\u{900}'..='\u{E7F}' | '\u{2000}'..='\u{206F}' | '\u{3000}'..='\u{9FFF}' | '\u{AC00}'..='\u{D7AF}' => 3,
+        // Devanagari to Thai, Vietnamese and Greek with marks, kana, Han, Hangul.
+        '\u{900}'..='\u{E7F}'
+        | '\u{1E00}'..='\u{1FFF}'
+        | '\u{2000}'..='\u{206F}'
+        | '\u{3000}'..='\u{9FFF}'
+        | '\u{AC00}'..='\u{D7AF}' => 3,
         _ => 2 * character.len_utf8(),
     }
 }
@@ -564,7 +568,7 @@ fn metered(outcome: &Outcome, may_be_billed: bool, turn: &Turn, seen: SeenOutput
     let is_final = outcome.is_complete && outcome.is_usage_final && reported_output.is_some();
     let is_whole = is_final && reported_input.is_some();
     let at_least = if is_final { 0 } else { seen.visible.saturating_add(seen.hidden) };
-    let input_tokens = reported_input.unwrap_or(turn.input_estimate);
+    let input_tokens = reported_input.unwrap_or(turn.input_estimate.saturating_sub(cached));
     let output_tokens = reported_output.unwrap_or(0).max(at_least);
     let cache_read_tokens = reported.cache_read_tokens.unwrap_or(0);
     let cache_write_tokens = reported.cache_write_tokens.unwrap_or(0);

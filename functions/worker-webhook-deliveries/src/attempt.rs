@@ -26,7 +26,7 @@ const MAX_BODY_BYTES: usize = 1024;
 const MAX_RECORD_ATTEMPTS: usize = 5;
 const GONE: u16 = 410;
 
-/// Sends to an endpoint as it was read.
+/// Sends events to one endpoint, with the settings and secrets that were read before.
 pub(crate) struct EndpointSender {
     pub(crate) app: App,
     pub(crate) wire: Arc<Wire>,

@@ -120,7 +120,7 @@ export class KartaSessions {
     const call = turnCall(sessionId, { ...turnBody(params), stream: true });
     const given = knownCreate(options);
     let key: Promise<string> | undefined;
-    const start = async (onSend: () => void) => this.#http.open({ ...call, idempotencyKey: await (key ??= keyOf(given)), onSend }, given);
+    const start = async (onSend: (isSent: boolean) => void) => this.#http.open({ ...call, idempotencyKey: await (key ??= keyOf(given)), onSend }, given);
     return this.#stream(sessionId, start, given);
   }
 

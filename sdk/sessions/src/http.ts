@@ -29,7 +29,7 @@ export interface Call {
    */
   idempotencyKey?: string | undefined;
   /** Called when the request is sent. */
-  onSend?: (() => void) | undefined;
+  onSend?: ((isSent: boolean) => void) | undefined;
 }
 
 /** A response that is read while it arrives. */
@@ -167,12 +167,13 @@ export class Http {
     let token = await tokenOf();
     for (let isRenewed = false; ; isRenewed = true) {
       const [url, init] = [this.#url(call), this.#init(call, accept, token, exchange.signal)];
-      call.onSend?.();
+      call.onSend?.(true);
       const response = await exchange.wait(this.#settings.fetch(url, init));
       exchange.answered();
       if (response.ok) return response;
       const error = await this.#failure(exchange, response);
       if (isRenewed || !this.#credential.isRenewable || !(error instanceof KartaAuthError) || endedTurn(error)) throw error;
+      call.onSend?.(false);
       token = await tokenOf(token);
     }
   }

@@ -53,7 +53,8 @@ export function createBody(params: CreateParams): { metadata?: Readonly<Record<s
   if (!isPlain) throw new KartaArgumentError("metadata", "must be a plain object");
   // A `user_id` that is undefined would create a session without a user.
   for (const [name, value] of Object.entries(metadata)) text(value, `metadata.${name}`);
-  return { metadata };
+  // The caller may change its object for the next call before this one is sent.
+  return { metadata: { ...metadata } };
 }
 
 /** Returns the filters of a list of sessions. */

@@ -10,7 +10,7 @@ import type { TurnEvent, TurnEventData } from "./types.js";
 /** The requests of one stream. */
 export interface TurnRequests {
   /** Starts the turn, or attaches to it if it was started before. Absent for a stream that only follows. */
-  start?: ((onSend: () => void) => Promise<Feed>) | undefined;
+  start?: ((onSend: (isSent: boolean) => void) => Promise<Feed>) | undefined;
   /** Replays the events after `after` and follows the turn. */
   follow: (after: string | undefined) => Promise<Feed>;
   /** Ends the session's running turn. */
@@ -30,7 +30,7 @@ interface Received {
  *
  * - `for await (const event of stream)` returns one event after another. The last one has the type
  *   `done` or `error`. After a lost connection, the stream resumes after the last event.
- * - `await stream.text()` reads to the end and returns the answer's text.
+ * - `await stream.text()` reads to the end and returns the answer's text; with `after`, its rest.
  * - `await stream.cancel()` ends the turn.
  *
  * A stream that was left with `break` continues after the last event when it is iterated again.
@@ -86,7 +86,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
    * {KartaAbortError}.
    */
   async *[Symbol.asyncIterator](): AsyncGenerator<TurnEvent, void, undefined> {
-    if (this.#isReading) throw new KartaArgumentError("stream", "is being read already");
+    if (this.#isReading) throw new KartaArgumentError("stream", "is already being read: leave the first loop before reading again");
     this.#isReading = true;
     let failures = 0;
     try {
@@ -122,10 +122,10 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
   }
 
   /**
-   * Ends this turn, also after reading was aborted. Before its first event, whose id names the turn,
-   * ends the session's running turn. The stream then ends with the error `turn_cancelled`. While the
-   * turn is starting, waits until it has started. Does nothing if the turn has ended. If it was not
-   * started, it never starts.
+   * Ends this turn, also after reading was aborted. The stream then ends with the error
+   * `turn_cancelled`. Before the first event the turn's id is unknown, so this ends the turn that
+   * runs in the session. Waits while the turn is starting. A stream that has not started its turn
+   * never starts it. Does nothing if the turn has ended.
    *
    * @throws the errors of `KartaSessions.cancel`, except `no_turn_in_progress`.
    */
@@ -154,10 +154,10 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
     return started;
   }
 
-  async #request(open: (onSend: () => void) => Promise<Feed>): Promise<Feed> {
+  async #request(open: (onSend: (isSent: boolean) => void) => Promise<Feed>): Promise<Feed> {
     let isSent = false;
     try {
-      const feed = await open(() => (isSent = true));
+      const feed = await open((sent) => (isSent = sent));
       this.#hasOpened = true;
       this.#mayRun = true;
       this.#requestId = feed.requestId;
@@ -192,7 +192,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
     throw new KartaConnectionError(`the stream of ${this.#http.baseUrl} ended before the turn did`);
   }
 
-  /** Records an event. Returns `undefined` for one that is not to be returned. */
+  /** Records an event. Returns `undefined` for one that was received before or has an unknown type. */
   #accept({ id, data: text }: Frame): TurnEvent | undefined {
     const event = received(text, this.#requestId);
     const { type, turn_id, seq } = event;
@@ -244,7 +244,7 @@ function received(text: string, requestId: string | undefined): Received {
       if (!Object.hasOwn(IS_VALID, type) || IS_VALID[type as keyof TurnEventData](data)) return event as unknown as Received;
     }
   }
-  throw new KartaResponseError("the stream has an event that is not a turn's", { requestId });
+  throw new KartaResponseError("the stream has an invalid event: expected type, turn_id, seq and data", { requestId });
 }
 
 function isNoTurn(error: unknown): error is KartaConflictError {

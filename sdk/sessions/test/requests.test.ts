@@ -458,3 +458,12 @@ test("metadata of another form is not dropped", async () => {
   await sessions.create({ metadata: Object.assign(Object.create(null) as Record<string, string>, { user_id: "ann" }) });
   assert.equal(sent.length, 1);
 });
+
+test("a call sends its object as it was at the call", async () => {
+  const { sessions, sent } = scripted([json(201, {})]);
+  const metadata: Record<string, string> = {};
+  const calls = ["alice", "bob"].map((user_id) => sessions.create({ metadata: Object.assign(metadata, { user_id }) }));
+  delete metadata.user_id;
+  await Promise.all(calls);
+  assert.deepEqual(sent.map(({ init }) => JSON.parse(init.body as string)), [{ metadata: { user_id: "alice" } }, { metadata: { user_id: "bob" } }]);
+});

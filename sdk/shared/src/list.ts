@@ -34,7 +34,7 @@ export class List<T> implements Promise<T[]>, AsyncIterable<T> {
   #all: Promise<T[]> | undefined;
 
   constructor(params: ListParams, fetch: (page: { limit: number; cursor: string | undefined }) => Promise<Page<T>>) {
-    this.#params = params;
+    this.#params = { limit: params.limit, cursor: params.cursor };
     this.#fetch = fetch;
   }
 

@@ -23,8 +23,19 @@ export function hiding(credential: string, body: unknown): Hide {
 /** Returns the secrets of a request's body: the texts of a provider's key, and parts of URLs. */
 function secretsOf(body: unknown): string[] {
   if (!isObject(body)) return [];
-  const urls = Object.values(body).filter((value) => typeof value === "string");
-  return [...textsIn(body.key), ...urls.flatMap((url) => PARTS_OF_URL.exec(url)?.slice(1) ?? []).filter((part) => part !== undefined)];
+  const texts = Object.values(body).filter((value) => typeof value === "string");
+  return [...textsIn(body.key), ...texts.flatMap(partsOfUrl)];
+}
+
+/** Returns the parts of a URL that may have a secret, as they are written and decoded. */
+function partsOfUrl(text: string): string[] {
+  const written = PARTS_OF_URL.exec(text)?.slice(1).filter((part) => part !== undefined) ?? [];
+  try {
+    const { username, password, searchParams } = new URL(text);
+    return [...written, decodeURIComponent(username), decodeURIComponent(password), ...searchParams.values()];
+  } catch {
+    return written;
+  }
 }
 
 /** Returns the texts in `value`, and the texts within those that are JSON. */

@@ -72,8 +72,10 @@ export class Transport {
   /** Sends a POST with one idempotency key for all its attempts. */
   async create<T>(path: string, body: object, options?: CreateOptions): Promise<T> {
     const given = callOptions(options, CREATE_OPTIONS);
+    // Before the first await: the caller may change its object for the next call.
+    const copy = parsedJson(JSON.stringify(fieldsOf(body))) as object;
     const key = given.idempotencyKey ?? `sdk-${await randomHex()}`;
-    return this.#send("POST", path, body, { "idempotency-key": key }, given, true);
+    return this.#send("POST", path, copy, { "idempotency-key": key }, given, true);
   }
 
   async #send<T>(

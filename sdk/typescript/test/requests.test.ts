@@ -579,3 +579,11 @@ test("a finished call leaves no timer or listener", async () => {
   await scripted([json(503, {}), json(200, {})], { sleep: undefined, random: () => 0 }).karta.whoami({ signal });
   assert.deepEqual([listeners, timers()], [0, before]);
 });
+
+test("a call sends its object as it was at the call", async () => {
+  const { karta, sent } = scripted([json(201, {})]);
+  const params = { url: "", event_types: ["ping" as const] };
+  const calls = [1, 2, 3].map((number) => karta.webhookEndpoints.create(Object.assign(params, { url: `https://example.com/${number}` })));
+  await Promise.all(calls);
+  assert.deepEqual(sent.map(({ init }) => JSON.parse(init.body as string).url), [1, 2, 3].map((number) => `https://example.com/${number}`));
+});

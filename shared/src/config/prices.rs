@@ -32,8 +32,12 @@ pub(super) fn from_env() -> Result<PriceTable, ConfigError> {
     if text.trim_start_matches(BOM).trim_start().starts_with('{') {
         return parse(&text).map_err(|error| ConfigError::new(VARIABLE, error));
     }
-    let json = fs::read_to_string(&text)
-        .map_err(|error| ConfigError::new(VARIABLE, format!("names {text}, which cannot be read: {error}")))?;
+    let json = fs::read_to_string(&text).map_err(|error| {
+        ConfigError::new(
+            VARIABLE,
+            format!("must be a JSON object or the path of a JSON file: {text} cannot be read: {error}"),
+        )
+    })?;
     parse(&json).map_err(|error| ConfigError::new(VARIABLE, format!("names {text}, which {error}")))
 }
 

@@ -25,7 +25,8 @@ pub struct ApiKey {
     /// organization's first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<Id>,
-    /// Functions that only validate the key do not read it.
+    /// Stored in an item of its own, which functions that only validate keys do not read: there it may
+    /// be `None` for a used key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,8 +230,9 @@ impl ApiKey {
         if validated(self) == validated(after) { CacheEffect::None } else { CacheEffect::Stale }
     }
 
-    /// Returns when the owner is notified, a week before the expiry. `None` for a key that was
-    /// created to live no longer than a week, and for a revoked or replaced key.
+    /// Returns when the owner is notified, a week before the expiry. `None` for a key
+    /// without expiry, for one that expires at most a week after its creation, and for a revoked or
+    /// replaced key.
     pub fn expiry_notice_at(&self) -> Option<Timestamp> {
         let end = self.expires_at.filter(|_| self.revoked_at.is_none() && self.replaced_by.is_none())?;
         (end.since(self.created_at) > EXPIRY_NOTICE).then(|| end.minus(EXPIRY_NOTICE))

@@ -142,8 +142,21 @@ impl TemplatePath {
     /// Checks the escapes, which a builder may decode. Only for input: stored paths must stay
     /// readable.
     pub fn check_input(&self) -> Result<(), Invalid> {
-        check_path(&self.0)
+        check_path(&self.0)?;
+        Self::try_from(decoded(&self.0)).map(drop)
     }
+}
+
+/// Decodes the valid percent escapes of a path once.
+fn decoded(path: &str) -> String {
+    let mut parts = path.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).unwrap_or((part, ""));
+        bytes.extend(u8::from_str_radix(digits, 16));
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl TryFrom<String> for TemplatePath {

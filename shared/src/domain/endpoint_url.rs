@@ -114,7 +114,7 @@ impl<'a> Outline<'a> {
         // Some parsers treat a backslash as a slash and ignore tabs and line breaks.
         if text.len() > 2_048 || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
             return Err(Invalid::new(
-                "must have at most 2048 printable ASCII characters without spaces and backslashes, an international name in its xn-- form",
+                "must have at most 2048 printable ASCII characters, without spaces or backslashes. Write an international host name in its xn-- form",
             ));
         }
         let outline = Self::read(text, reach)?;
@@ -137,7 +137,7 @@ impl<'a> Outline<'a> {
     pub(super) fn operated(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
         if text.len() > 2_048 || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
             return Err(Invalid::new(
-                "must have at most 2048 printable ASCII characters without spaces and backslashes",
+                "must have at most 2048 printable ASCII characters, without spaces or backslashes",
             ));
         }
         let outline = Self::read(text, reach)?;
@@ -400,7 +400,7 @@ mod tests {
     const SINGLE: &str = "with a dot in it";
     const SPECIAL: &str = "reserved for private or special use";
     const SCHEME: &str = "must start with https://";
-    const ASCII: &str = "printable ASCII characters without spaces and backslashes";
+    const ASCII: &str = "printable ASCII characters, without spaces or backslashes";
     const DOT: &str = "without a trailing dot";
     const USER: &str = "must not contain a user name or password";
     const PORT: &str = "must use the default port 443";

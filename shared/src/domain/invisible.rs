@@ -48,7 +48,7 @@ const END_OF_TAGS: char = '\u{E007F}';
 /// - A joiner must be next to letters that join, or emoji. Elsewhere it shows nothing.
 /// - A variation selector must follow an emoji that it changes, or be part of a keycap.
 /// - Tags must spell a region after a black flag, as in the flag of England.
-pub(super) fn holds_invisible(text: &str) -> bool {
+pub fn holds_invisible(text: &str) -> bool {
     let (mut before, mut characters) = (None, text.chars());
     while let Some(character) = characters.next() {
         let rest = characters.as_str();

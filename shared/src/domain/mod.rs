@@ -80,6 +80,7 @@ pub use grace::{Grace, SECRET_REVEAL_PERIOD};
 pub(crate) use hex::hex;
 pub use id::{Id, Kind};
 pub use invalidation::{CacheEffect, Invalidation};
+pub use invisible::holds_invisible;
 pub use keyring::{Keyring, KeyringError, Kid};
 pub use metadata::Metadata;
 pub use model_choice::{ModelChoice, ModelRefused, ModelRule};

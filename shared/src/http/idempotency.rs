@@ -58,7 +58,7 @@ impl IdempotencyKey {
             return Ok(None);
         };
         if sent.next().is_some() {
-            let message = "Send one Idempotency-Key header".to_owned();
+            let message = "The request has more than one Idempotency-Key header. Send one.".to_owned();
             return Err(Error::BadRequest { code: "duplicate_header", message });
         }
         let key = header.as_bytes();

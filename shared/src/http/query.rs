@@ -14,7 +14,7 @@ use super::{
     json::{self, Json},
     reader::{self, Texts},
 };
-use crate::domain::{Id, Invalid};
+use crate::domain::{Id, Invalid, holds_invisible};
 
 /// The query of a route without parameters.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -109,18 +109,24 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for CommaSeparated<T> {
 }
 
 const NOT_UTF8: &str = "must be percent-encoded UTF-8";
+const INVISIBLE: &str = "must not contain invisible characters";
 
 /// Parses the parameters. Each may occur once.
 pub(super) fn read<T: DeserializeOwned>(parameters: Option<&QueryMap>) -> Result<T, Error> {
     let mut object: Vec<(Cow<'_, str>, Json<'_>)> = Vec::new();
     for (name, value) in parameters.into_iter().flat_map(QueryMap::iter) {
-        // Percent-decoding replaces bytes that are not UTF-8.
-        let is_utf8 = !value.contains(char::REPLACEMENT_CHARACTER);
+        let read = if value.contains(char::REPLACEMENT_CHARACTER) {
+            // Percent-decoding replaces bytes that are not UTF-8.
+            Json::Unusable(NOT_UTF8)
+        } else if holds_invisible(value) {
+            // A pasted one would match nothing.
+            Json::Unusable(INVISIBLE)
+        } else {
+            Json::Text(value.into())
+        };
         match object.iter_mut().find(|(given, _)| given == name) {
             Some((_, given)) => *given = Json::Unusable(json::REPEATED),
-            None => {
-                object.push((name.into(), if is_utf8 { Json::Text(value.into()) } else { Json::Unusable(NOT_UTF8) }));
-            }
+            None => object.push((name.into(), read)),
         }
     }
     // Parameters are not stored, so their texts are not checked for credentials.
@@ -169,6 +175,7 @@ mod tests {
             ("limit=", "limit must be a number from 1 to 100"),
             ("limit=1&limit=2", "limit must be given once"),
             ("limit=%ff", "limit must be percent-encoded UTF-8"),
+            ("status=active%E2%80%8B", "status must not contain invisible characters"),
             ("status=active%c3", "status must be percent-encoded UTF-8"),
             ("unused_days=0", "unused_days must be a number of days from 1 to 3650"),
             ("unused_days=3651", "unused_days must be a number of days from 1 to 3650"),

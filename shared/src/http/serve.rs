@@ -223,7 +223,8 @@ fn respond<R: Route>(
         // Responses may hold secrets or short-lived state. A route may override this header.
         Ok((_, AnswerBody::Bytes(_))) => (R::CONTENT_TYPE, Some("no-store"), R::HEADERS),
         Ok((_, AnswerBody::Events(_))) => (EVENT_STREAM, Some("no-cache, no-transform"), UNBUFFERED),
-        Err(_) => ("application/json", None, &[][..]),
+        // A cache may keep a 404 for a resource that is created later.
+        Err(_) => ("application/json", Some("no-store"), &[][..]),
     };
     let retry_after = outcome.as_ref().err().and_then(Error::retry_after_seconds);
     let (status, body) = outcome.unwrap_or_else(|error| {

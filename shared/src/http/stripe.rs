@@ -67,7 +67,7 @@ fn signature(headers: &HeaderMap) -> Result<Option<&str>, Error> {
     let mut sent = headers.get_all(SIGNATURE).iter();
     let header = sent.next();
     if sent.next().is_some() {
-        let message = "Send one Stripe-Signature header".to_owned();
+        let message = "The request has more than one Stripe-Signature header. Send one.".to_owned();
         return Err(Error::BadRequest { code: "duplicate_header", message });
     }
     Ok(header.and_then(|header| header.to_str().ok()))

@@ -196,7 +196,8 @@ impl EventBatch {
 
     fn at(&self, after_first: i64) -> serde_json::Result<Timestamp> {
         let millis = self.content.at.saturating_add(after_first);
-        Timestamp::from_millis(millis).ok_or_else(|| serde_json::Error::custom("time out of range"))
+        Timestamp::from_millis(millis)
+            .ok_or_else(|| serde_json::Error::custom("a time is outside the range of timestamps"))
     }
 }
 

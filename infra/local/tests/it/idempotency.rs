@@ -159,7 +159,7 @@ async fn idempotency_key_format_is_enforced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_headers_are_refused_after_body_validation() {
     let server = TestServer::start().await;
-    let message = "Send one Idempotency-Key header";
+    let message = "The request has more than one Idempotency-Key header. Send one.";
     for (first, second) in [("a", "b"), ("a", "a"), ("", "a"), ("a", "")] {
         let post =
             |path: &str, body: Value| server.post(path, body).idempotency_key(first).idempotency_key(second).send();

@@ -39,3 +39,21 @@ async fn responses_with_secrets_forbid_caching() {
     replies.push(server.get("/v1/api_keys").send().await);
     replies.iter().for_each(assert_not_stored);
 }
+
+/// A cache may keep a 404 for a resource that is created later.
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_forbid_caching() {
+    let server = TestServer::start().await;
+    for (request, status) in [
+        (server.get("/v1/api_keys").bearer("kt_live_unknown"), 401),
+        (server.get("/v1/api_keys/1"), 404),
+        (server.get("/v1/unknown"), 404),
+        (server.post("/v1/api_keys", json!({})), 422),
+        (server.request(Method::POST, "/v1/api_keys").raw_body("{"), 400),
+        (server.request(Method::POST, "/v1/api_keys").raw_body("x".repeat(70_000)), 413),
+    ] {
+        let reply = request.send().await;
+        assert_eq!(reply.status, status, "{}", reply.text);
+        assert_eq!(reply.headers[header::CACHE_CONTROL], "no-store", "{status}");
+    }
+}

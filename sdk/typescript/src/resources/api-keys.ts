@@ -101,7 +101,7 @@ export class ApiKeys extends Resource {
     const body = fieldsOf({ ...fields, name, scopes });
     for (const field of ["name", "scopes"] as const) {
       if (!(field in fields) || JSON.stringify(fields[field]) === JSON.stringify(body[field])) continue;
-      throw new KartaArgumentError(field, "must have one value: params has a different one");
+      throw new KartaArgumentError(field, `differs from params.${field}: pass it only as an argument`);
     }
     return this.transport.create("/v1/api_keys", body, options);
   }

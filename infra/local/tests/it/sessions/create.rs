@@ -38,6 +38,8 @@ async fn metadata_must_be_valid() {
     for family in FAMILIES {
         for (metadata, field) in [
             (json!({ "user_id": "" }), "metadata.user_id"),
+            (json!({ "userId": "ann" }), "metadata.userId"),
+            (json!({ "User_ID": "ann" }), "metadata.User_ID"),
             (json!({ "user_id": "  " }), "metadata.user_id"),
             (json!({ "user_id": "a\nb" }), "metadata.user_id"),
             (json!({ "user_id": "u".repeat(256) }), "metadata.user_id"),

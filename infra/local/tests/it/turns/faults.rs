@@ -208,9 +208,22 @@ async fn foreign_answers_are_provider_errors() {
         let script = script(Fault::NotEventStream { content_type, body });
         check(&turns, &[script], Some((502, "provider_error")), Charge::Nothing, 0).await;
     }
+    let json =
+        |body: &Value| script(Fault::NotEventStream { content_type: "application/json", body: body.to_string() });
     // The provider has generated this answer.
-    let script = script(Fault::NotEventStream { content_type: "application/json", body: completion.to_string() });
-    check(&turns, &[script], Some((502, "provider_error")), Charge::Estimated, 0).await;
+    for model in DIALECTS {
+        turns.provider.push(json(&completion));
+        let session = turns.session(model).await;
+        assert_eq!(failed(&session.ask().send().await), (502, "provider_error".to_owned()));
+        let turn = session.last_turn().await;
+        assert_eq!((turn.usage.input_tokens, turn.estimated), (turn.input_estimate, true));
+    }
+    for (code, status, expected) in
+        [(401, 422, "byok_key_rejected"), (429, 429, "provider_rate_limited"), (400, 422, "provider_rejected")]
+    {
+        let error = json!({ "error": { "code": code, "message": "refused" } });
+        check(&turns, &[json(&error)], Some((status, expected)), Charge::Nothing, 0).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

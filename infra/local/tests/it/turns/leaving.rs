@@ -22,7 +22,7 @@ async fn assert_completed(turns: &TurnServer, session: &Conversation<'_>) -> Vec
     let ledger = turns.provider.ledger();
     let billed = ledger.last().unwrap();
     assert_eq!((turn.usage.input_tokens, turn.usage.output_tokens), (billed.input_tokens, billed.output_tokens));
-    assert_eq!(turn.usage.output_tokens, 19);
+    assert_eq!(turn.usage.output_tokens, u64::try_from(TOKENS).unwrap());
     let replayed = session.follow(None).await.rest().await;
     assert_eq!((assert_whole(&replayed, 0).kind.as_str(), replayed.len()), ("done", EVENTS));
     replayed
