@@ -151,7 +151,7 @@ const CASES = {
     const bearer = await scene.sessionToken("lister", { user_id: "user_1" });
     return scene.call("GET", "/v1/projects/lister/sessions?user_id=user_2", { bearer });
   },
-  async "403 transcript_access is off: ask the operator to enable it"(scene) {
+  async "403 transcript_access is off: use a session token of the user, or ask the operator to enable it"(scene) {
     const { id } = await scene.make("POST", "/v1/sessions", { body: { metadata: { user_id: "user_1" } } });
     return scene.call("GET", `/v1/sessions/${id}/messages`);
   },

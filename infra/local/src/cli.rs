@@ -226,7 +226,7 @@ async fn run(arguments: RunArguments) -> Result<()> {
         internal: config::internal_guard()?,
         outbound_reach: if arguments.allow_loopback_webhooks { Reach::Loopback } else { Reach::Public },
         deadlines: Deadlines::LAPTOP,
-        turn_limits: TurnLimits::DEFAULT,
+        turn_limits: TurnLimits::LAPTOP,
         provider_base_urls: None,
         demo: arguments.demo,
         workers: true,
@@ -282,6 +282,7 @@ fn banner(runner: &Runner, data_dir: Option<&Path>) -> String {
         || "Data and secrets are in memory only.".to_owned(),
         |folder| format!("Data and secrets are in {}.", folder.display()),
     );
+    let demo = if runner.demo.is_some() { DEMO } else { "" };
     let Some(token) = &runner.bootstrap.api_key else {
         return format!(
             "Karta is running on {url} for the organization {organization}. {storage}
@@ -290,12 +291,11 @@ fn banner(runner: &Runner, data_dir: Option<&Path>) -> String {
 
 The organization's first key was shown when the organization was created. If you lost the key, start
 with another --org to create another organization and its first key.
-
+{demo}
 API documentation: {url}/docs. Press Ctrl-C to stop."
         );
     };
     let token = token.expose();
-    let demo = if runner.demo.is_some() { DEMO } else { "" };
     format!(
         r#"Karta is running on {url} for the organization {organization}. {storage}
 

@@ -7,8 +7,8 @@ use karta_shared::{
     byok::ModelKeyContext,
     config::Ring,
     domain::{
-        Action, Actor, ActorKind, AuditEvent, Changes, CommitSha, Id, ModelId, ModelKey, Name, Project, ProjectPatch,
-        Provider, ProviderKey, ResourceRef, Slug,
+        Action, Actor, ActorKind, AuditEvent, CacheEffect, Changes, CommitSha, Id, ModelId, ModelKey, Name,
+        OrganizationPatch, Project, ProjectPatch, Provider, ProviderKey, ResourceRef, Slug,
     },
     entropy::uuid,
 };
@@ -30,7 +30,8 @@ pub async fn provider() -> Result<FakeProvider> {
     FakeProvider::start(script).await.context("--demo: cannot listen on loopback")
 }
 
-/// Adds the project with a release, its model and a provider key, unless they exist.
+/// Adds the project with a release, its model and a provider key, unless they exist. An organization
+/// without a model gets the demo's, so that sessions without a project can talk too.
 pub async fn set_up(app: &App, organization: Id) -> Result<()> {
     let slug = Slug::try_from(PROJECT.to_owned())?;
     let now = app.clock.now();
@@ -59,6 +60,18 @@ pub async fn set_up(app: &App, organization: Id) -> Result<()> {
         transaction.commit().await?;
         project
     };
+    let before = app.store.organization(organization).await?.context("the organization of the demo is missing")?;
+    if before.model_id.is_none() {
+        let mut after = before.clone();
+        let model_id = Some(Some(ModelId::try_from(MODEL.to_owned())?));
+        let changes = after.apply(OrganizationPatch { model_id, ..OrganizationPatch::default() }, now);
+        let mut transaction = app.store.transaction();
+        transaction.update_organization(&before, &after)?;
+        let event = audited(Action::OrganizationUpdated, "organization", organization, changes);
+        transaction.audit(organization, &event)?;
+        transaction.invalidate(organization, CacheEffect::Stale, now)?;
+        transaction.commit().await?;
+    }
     if project.current_version.is_none() {
         let mut after = project.clone();
         let commit = CommitSha::try_from("0000000".to_owned())?;

@@ -43,6 +43,11 @@ export class Credential {
     return this.#token === undefined || this.#token === before ? this.#fetch() : this.#token;
   }
 
+  /** Stops waiting for a function that does not return, so that the next request calls it again. */
+  forget(): void {
+    if (this.#provider !== undefined) this.#token = undefined;
+  }
+
   #fetch(): Promise<string> {
     const fetched = this.#call();
     this.#token = fetched;

@@ -163,7 +163,14 @@ export class Http {
    * and sends the request again: a 401 is given before anything runs, unless it ended a turn.
    */
   async #respond(exchange: Exchange, call: Call, accept: string): Promise<Response> {
-    const tokenOf = (rejected?: string) => exchange.wait(this.#credential.token(rejected), "the sessionToken function did not return");
+    const tokenOf = async (rejected?: string) => {
+      try {
+        return await exchange.wait(this.#credential.token(rejected), "the sessionToken function did not return");
+      } catch (error) {
+        this.#credential.forget();
+        throw error;
+      }
+    };
     let token = await tokenOf();
     for (let isRenewed = false; ; isRenewed = true) {
       const [url, init] = [this.#url(call), this.#init(call, accept, token, exchange.signal)];

@@ -467,3 +467,12 @@ test("a call sends its object as it was at the call", async () => {
   await Promise.all(calls);
   assert.deepEqual(sent.map(({ init }) => JSON.parse(init.body as string)), [{ metadata: { user_id: "alice" } }, { metadata: { user_id: "bob" } }]);
 });
+
+test("a token function that hangs once is called again", async () => {
+  let calls = 0;
+  const sessionToken = () => (++calls === 1 ? new Promise<string>(() => {}) : TOKEN);
+  const { sessions } = scripted([json(200, {})], { sessionToken, project: "my-app", timeout: 5, maxRetries: 0 });
+  assert.ok((await failure(() => sessions.get(SESSION))) instanceof KartaTimeoutError);
+  await sessions.get(SESSION);
+  assert.equal(calls, 2);
+});

@@ -112,6 +112,8 @@ pub struct TurnLimits {
 }
 
 impl TurnLimits {
+    /// Limits of a local run: a cancel or a revocation ends a turn sooner.
+    pub const LAPTOP: Self = Self { renewal: Duration::from_secs(1), ..Self::DEFAULT };
     pub const DEFAULT: Self = Self {
         lease: Duration::from_secs(30),
         renewal: Duration::from_secs(10),

@@ -142,7 +142,10 @@ impl Error {
 
     /// 409: sessions of a project are pinned to its active release.
     pub const fn no_active_release() -> Self {
-        Self::conflict("no_active_release", "The project has no active release. Deploy one first.")
+        Self::conflict(
+            "no_active_release",
+            "The project has no active release. Deploy one with POST /v1/agent_projects/{slug}/deploys.",
+        )
     }
 
     const fn conflict(code: &'static str, message: &'static str) -> Self {
@@ -242,16 +245,16 @@ impl Error {
             Self::ModelNotAllowed { allowed } => json!({
                 "error": "model_not_allowed",
                 "message": if allowed.is_empty() {
-                    "model is not allowed: it has no price, or its provider is unknown or has no model key"
+                    "model is not allowed: its provider is unknown or has no model key, or it has no price. Store a model key, or configure another model_id"
                 } else {
-                    "model must be one of those in allowed"
+                    "model is not allowed: use one of those in allowed or, with an API key, a model that has a price and whose provider has a model key"
                 },
                 "field": "model",
                 "allowed": allowed,
             }),
             Self::ModelRequired => json!({
                 "error": "model_required",
-                "message": "model must be given, because none is configured",
+                "message": "model must be given, because neither the project nor the organization has a model_id",
                 "field": "model",
             }),
             Self::ModelUnpriced => json!({

@@ -176,7 +176,9 @@ where
         if has_access || !self.needs_transcript_access(session) {
             Ok(())
         } else {
-            Err(Error::Forbidden("transcript_access is off: ask the operator to enable it".into()))
+            Err(Error::Forbidden(
+                "transcript_access is off: use a session token of the user, or ask the operator to enable it".into(),
+            ))
         }
     }
 

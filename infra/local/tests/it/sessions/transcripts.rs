@@ -33,7 +33,10 @@ async fn private_sessions_need_transcript_access() {
             chat.server.get(&format!("{family}/{session}/messages")).bearer(token).send().await.expect(200);
         }
         for request in requests(&chat, family, session) {
-            assert_eq!(request.send().await.forbidden(), "transcript_access is off: ask the operator to enable it");
+            assert_eq!(
+                request.send().await.forbidden(),
+                "transcript_access is off: use a session token of the user, or ask the operator to enable it"
+            );
         }
         // The session itself holds no content.
         chat.get(family, session).await;
@@ -51,7 +54,10 @@ async fn private_sessions_need_transcript_access() {
     chat.provision(json!({ "transcript_access": false })).await;
     for (family, session, _) in &private {
         for request in requests(&chat, family, session) {
-            assert_eq!(request.send().await.forbidden(), "transcript_access is off: ask the operator to enable it");
+            assert_eq!(
+                request.send().await.forbidden(),
+                "transcript_access is off: use a session token of the user, or ask the operator to enable it"
+            );
         }
         chat.server.delete(&format!("{family}/{session}")).send().await.expect(204);
     }
