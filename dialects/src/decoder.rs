@@ -26,7 +26,7 @@ struct Stream {
     has_ended: bool,
 }
 
-/// What the dialects write into while they read a frame.
+/// The answer so far. Dialects extend it while they read a frame.
 pub(crate) struct Answer<'a> {
     pub(crate) outcome: &'a mut Outcome,
     joiner: &'a mut Joiner,

@@ -32,7 +32,7 @@ impl<'a> Json<'a> {
         self.read().map(Object)
     }
 
-    /// Returns true for values that say in some language that there is none.
+    /// Returns true for values that stand for an absent error.
     pub(crate) fn is_blank(self) -> bool {
         matches!(self.0.get(), "null" | "false" | "0" | "\"\"" | "[]" | "{}")
     }

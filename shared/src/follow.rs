@@ -37,9 +37,10 @@ impl AccessCheck {
         Self { caller, confirmed_at: now, checked_at: now }
     }
 
-    /// Returns when the next check is due.
-    pub fn due_at(&self, app: &App) -> Instant {
-        self.checked_at + app.turn_limits.renewal
+    /// Like [`run`](Self::run), at most once in an interval of the lease's renewals.
+    pub async fn run_if_due(&mut self, app: &App) -> Option<TurnError> {
+        let is_due = Instant::now() >= self.checked_at + app.turn_limits.renewal;
+        if is_due { self.run(app).await } else { None }
     }
 
     /// Returns the reason why the caller's turn or stream must end, if there is one: its key, the key
@@ -137,7 +138,7 @@ impl Follower {
                     self.is_at_batch = false;
                     continue;
                 }
-                // The client names an event that the turn never had. The last one tells how it ended.
+                // The client names an event that the turn never had: send the last one, which has its end.
                 Ok(ReadResult::Nothing) if self.last_event.is_some_and(|last| last <= self.followed.after) => {
                     self.followed.after = self.last_event.take().map_or(0, |last| last.saturating_sub(1));
                     continue;
@@ -147,7 +148,7 @@ impl Follower {
                 Ok(ReadResult::Nothing) => {}
                 Err(fault) => tracing::warn!(turn_id = %self.followed.turn, %fault, "turn events not read"),
             }
-            if let Some(error) = self.lost_access().await {
+            if let Some(error) = self.access.run_if_due(&self.app).await {
                 return self.end(error).await;
             }
             sleep(limits.poll).await;
@@ -205,7 +206,7 @@ impl Follower {
             let has_events = !frames.is_empty();
             for (chunk, events) in chunks(frames) {
                 // A client that reads slowly may be here for minutes.
-                if let Some(error) = self.lost_access().await {
+                if let Some(error) = self.access.run_if_due(&self.app).await {
                     return Ok(ReadResult::Failed(error));
                 }
                 // A client that has stopped to read can resume.
@@ -222,11 +223,6 @@ impl Follower {
             }
         }
         Ok(result)
-    }
-
-    /// Checks the caller's access if the check is due.
-    async fn lost_access(&mut self) -> Option<TurnError> {
-        if Instant::now() < self.access.due_at(&self.app) { None } else { self.access.run(&self.app).await }
     }
 
     /// Ends the stream with an event that is not in the log.

@@ -10,7 +10,7 @@ use karta_shared::{
     },
     settlement::cost,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::messages::{Input, Output, stored_error};
 
@@ -65,9 +65,7 @@ where
     let (mut turn, mut access) = (turn, AccessCheck::new(caller));
     while turn.status == TurnStatus::Running {
         sleep(app.turn_limits.poll).await;
-        if Instant::now() >= access.due_at(app)
-            && let Some(error) = access.run(app).await
-        {
+        if let Some(error) = access.run_if_due(app).await {
             return Err(Error::turn_failed(error));
         }
         let stored = app.store.turn(organization, &session.id, &turn.id).await?;
