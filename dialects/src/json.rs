@@ -52,7 +52,7 @@ impl<'a> Json<'a> {
         self.text().map(Text::into_string)
     }
 
-    /// Returns a count: a whole number from 0, also if it is written as `12.0`.
+    /// Returns a count: an integer of at least 0, also if it is written as `12.0`.
     pub(crate) fn count(self) -> Option<u64> {
         self.read().or_else(|| whole(self.read()?))
     }

@@ -52,7 +52,7 @@ cat >"$folder/src/lib.rs" <<RUST
 
 use karta_shared::{
     App,
-    http::{Answer, Call, Error, NoBody, NoQuery, Read, Route},
+    http::{ApiResponse, Call, Error, NoBody, NoQuery, Read, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -71,8 +71,8 @@ impl Route for $camel {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(_app: &App, _call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        Answer::ok(&Output {})
+    async fn handle(_app: &App, _call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
+        ApiResponse::ok(&Output {})
     }
 }
 RUST

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{Id, Name, Project, Slug},
-    http::{Action, AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Reveals, Route, Write},
+    http::{Action, AgentProjectResource, ApiResponse, Call, Error, NewAuditEvent, NoQuery, Reveals, Route, Write},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -33,14 +33,14 @@ impl Route for AgentProjectsCreate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
         let organization = call.caller.organization_id;
         let Input { slug, name } = call.body.clone();
         let project = Project::new(Id::draw(call.now, &*app.entropy), slug, name, call.now);
-        let answer = Answer::created(&Output { agent_project: project.clone().into() })?;
+        let answer = ApiResponse::created(&Output { agent_project: project.clone().into() })?;
 
         let mut transaction = app.store.transaction();
         transaction.create_project(organization, &project)?;

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::Slug,
-    http::{AgentProjectResource, Answer, Call, Error, NoBody, NoQuery, Read, Route},
+    http::{AgentProjectResource, ApiResponse, Call, Error, NoBody, NoQuery, Read, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -24,8 +24,8 @@ impl Route for AgentProjectsGet {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let project = app.store.project(call.caller.organization_id, &call.path).await?.ok_or(Error::NotFound)?;
-        Answer::ok(&Output { agent_project: project.into() })
+        ApiResponse::ok(&Output { agent_project: project.into() })
     }
 }

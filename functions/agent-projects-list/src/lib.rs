@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     config::{Ring, Secret},
-    http::{AgentProjectResource, Answer, Call, Error, Limit, NoBody, Read, Route, cursor},
+    http::{AgentProjectResource, ApiResponse, Call, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -36,11 +36,11 @@ impl Route for AgentProjectsList {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let below = cursor::open(app, organization, LIST, call.query.cursor.as_deref()).await?;
         let page = app.store.projects(organization, below, call.query.limit.get()).await?;
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             agent_projects: page.items.into_iter().map(Into::into).collect(),
             next_cursor: cursor::seal(app, organization, LIST, page.resume_below).await?,
         })

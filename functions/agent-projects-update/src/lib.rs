@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{EndpointUrl, ModelId, Name, ProjectPatch, Slug},
-    http::{Action, Admin, AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Route, present},
+    http::{Action, Admin, AgentProjectResource, ApiResponse, Call, Error, NewAuditEvent, NoQuery, Route, present},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -37,7 +37,7 @@ impl Route for AgentProjectsUpdate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if let Some(Some(url)) = &call.body.endpoint_url {
             url.check_input(app.outbound_reach).map_err(|problem| Error::invalid("endpoint_url", problem))?;
         }
@@ -66,6 +66,6 @@ impl Route for AgentProjectsUpdate {
             transaction.invalidate(organization, before.cache_effect(&project), call.now)?;
             transaction.commit().await?;
         }
-        Answer::ok(&Output { agent_project: project.into() })
+        ApiResponse::ok(&Output { agent_project: project.into() })
     }
 }

@@ -6,7 +6,7 @@ use karta_shared::{
     domain::{
         AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, Budget, EventType, Id, Metadata, Name, ScopeSet, Timestamp,
     },
-    http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
+    http::{Action, Admin, ApiKeyResource, ApiResponse, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -43,7 +43,7 @@ impl Route for ApiKeysCreate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         // First, so that the time checks below do not affect a replay.
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
@@ -65,7 +65,7 @@ impl Route for ApiKeysCreate {
         );
         let api_key = ApiKeyResource::new(key.clone(), call.now);
         let webhook_event = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
-        let answer = Answer::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
+        let answer = ApiResponse::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
 
         let mut transaction = app.store.transaction();
         transaction.create_api_key(organization, &key, digest)?;

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::Id,
-    http::{Answer, ApiKeyResource, Call, Error, NoBody, NoQuery, Read, Route},
+    http::{ApiKeyResource, ApiResponse, Call, Error, NoBody, NoQuery, Read, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -24,8 +24,8 @@ impl Route for ApiKeysGet {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let key = app.store.api_key(call.caller.organization_id, call.path).await?.ok_or(Error::NotFound)?;
-        Answer::ok(&Output { api_key: ApiKeyResource::new(key, call.now) })
+        ApiResponse::ok(&Output { api_key: ApiKeyResource::new(key, call.now) })
     }
 }

@@ -7,7 +7,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{ApiKey, KeyStatus, Timestamp},
-    http::{Answer, ApiKeyResource, Call, CommaSeparated, Days, Error, Limit, NoBody, Read, Route, cursor},
+    http::{ApiKeyResource, ApiResponse, Call, CommaSeparated, Days, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -63,13 +63,13 @@ impl Route for ApiKeysList {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let (organization, query) = (call.caller.organization_id, &call.query);
         let list = query.list();
         let below = cursor::open(app, organization, &list, query.cursor.as_deref()).await?;
         let filter = |key: &ApiKey| query.matches(key, call.now);
         let page = app.store.api_keys_with_uses(organization, below, query.limit.get(), filter).await?;
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             api_keys: page.items.into_iter().map(|key| ApiKeyResource::new(key, call.now)).collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,
         })

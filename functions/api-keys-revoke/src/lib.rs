@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{CacheEffect, EventType, Id},
-    http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
+    http::{Action, Admin, ApiKeyResource, ApiResponse, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -25,7 +25,7 @@ impl Route for ApiKeysRevoke {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut key = before.clone();
@@ -45,6 +45,6 @@ impl Route for ApiKeysRevoke {
             transaction.invalidate(organization, CacheEffect::AccessReduced, call.now)?;
             transaction.commit().await?;
         }
-        Answer::ok(&output)
+        ApiResponse::ok(&output)
     }
 }

@@ -5,7 +5,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{ApiKeyToken, AuditEvent, EventType, Grace, Id, NotActive, Timestamp},
-    http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
+    http::{Action, Admin, ApiKeyResource, ApiResponse, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -54,7 +54,7 @@ impl Route for ApiKeysRotate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
@@ -71,7 +71,7 @@ impl Route for ApiKeysRotate {
             replaces: Replaced { id: old.id, expires_at: old.expires_at },
         };
         let webhook_event = call.event(app, organization, EventType::ApiKeyRotated, &rotation)?;
-        let answer = Answer::created(&Output { rotation, secret: Revealed::new(token.expose()) })?;
+        let answer = ApiResponse::created(&Output { rotation, secret: Revealed::new(token.expose()) })?;
 
         let mut transaction = app.store.transaction();
         transaction.rotate_api_key(organization, &caller, &before, &old, &successor, digest)?;

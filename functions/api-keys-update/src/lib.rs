@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{AllowedCidrs, ApiKeyPatch, Budget, EventType, Id, KeyNotEditable, Metadata, Name, ScopeSet, Timestamp},
-    http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Route, present},
+    http::{Action, Admin, ApiKeyResource, ApiResponse, Call, Error, NewAuditEvent, NoQuery, Route, present},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -45,7 +45,7 @@ impl Route for ApiKeysUpdate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if call.body.expires_at.flatten().is_some_and(|end| end <= call.now) {
             return Err(Error::invalid("expires_at", "must be in the future, or null for no expiry"));
         }
@@ -72,7 +72,7 @@ impl Route for ApiKeysUpdate {
             }
             transaction.commit().await?;
         }
-        Answer::ok(&output)
+        ApiResponse::ok(&output)
     }
 }
 

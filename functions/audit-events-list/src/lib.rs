@@ -5,7 +5,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{Action, AuditEvent, Name},
-    http::{Admin, Answer, AuditEventResource, Call, Error, Limit, NoBody, Route, cursor},
+    http::{Admin, ApiResponse, AuditEventResource, Call, Error, Limit, NoBody, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -41,7 +41,7 @@ impl Route for AuditEventsList {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let Query { limit, cursor, actor, action } = &call.query;
         let list = format!("audit_events?actor={actor:?}&action={action:?}");
@@ -53,7 +53,7 @@ impl Route for AuditEventsList {
         let page = app.store.audit_events(organization, below, limit.get(), wanted).await?;
         let chains = app.store.chains(organization, &page.items, app.clock.now()).await?;
         let events = page.items.into_iter().zip(chains);
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             audit_events: events.map(|(logged, chain)| AuditEventResource { event: logged.event, chain }).collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,
         })

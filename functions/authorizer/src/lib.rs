@@ -18,7 +18,7 @@ mod session;
 
 use std::process::ExitCode;
 
-use aws_lambda_events::{apigw::ApiGatewayCustomAuthorizerResponse as Answer, iam::IamPolicyEffect};
+use aws_lambda_events::{apigw::ApiGatewayCustomAuthorizerResponse as AuthorizerResponse, iam::IamPolicyEffect};
 use karta_shared::{
     App, Needs,
     auth::{self, GATEWAY_VERDICT_MAX_AGE, RecordUse, Undecided, Validator, Verdict},
@@ -50,7 +50,7 @@ impl Authorizer {
     }
 
     /// Checks the `Authorization` header of a request.
-    pub async fn authorize(&self, event: &Event) -> Result<Answer, Undecided> {
+    pub async fn authorize(&self, event: &Event) -> Result<AuthorizerResponse, Undecided> {
         let caller = if let Some(token) = event.authorization().and_then(auth::bearer) {
             timeout(self.app.deadlines.scale(DEADLINE), self.caller(token, event.kind()))
                 .await

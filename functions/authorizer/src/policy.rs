@@ -1,5 +1,5 @@
 use aws_lambda_events::{
-    apigw::ApiGatewayCustomAuthorizerResponse as Answer,
+    apigw::ApiGatewayCustomAuthorizerResponse as AuthorizerResponse,
     iam::{IamPolicyEffect, IamPolicyStatement},
 };
 use karta_shared::http::AuthorizerContext;
@@ -11,12 +11,12 @@ pub(crate) fn stage_arn(method_arn: &str) -> String {
     method_arn.split('/').take(2).collect::<Vec<_>>().join("/") + "/*"
 }
 
-pub(crate) fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&AuthorizerContext>) -> Answer {
+pub(crate) fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&AuthorizerContext>) -> AuthorizerResponse {
     let mut statement = IamPolicyStatement::default();
     statement.action = vec!["execute-api:Invoke".to_owned()];
     statement.effect = effect;
     statement.resource = vec![stage];
-    let mut response = Answer::default();
+    let mut response = AuthorizerResponse::default();
     response.policy_document.version = Some("2012-10-17".to_owned());
     response.policy_document.statement = vec![statement];
     let principal = caller.map(|caller| caller.principal.api_key_id.to_string());

@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{Plan, SubscriptionStatus, Timestamp},
-    http::{Answer, Call, Error, NoBody, NoQuery, Read, Route},
+    http::{ApiResponse, Call, Error, NoBody, NoQuery, Read, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -31,10 +31,10 @@ impl Route for BillingGet {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = app.store.organization(call.caller.organization_id).await?.ok_or(Error::NotFound)?;
         let subscription = organization.subscriptions.first();
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             billing_configured: organization.stripe_customer_id.is_some(),
             current_period_start: subscription.and_then(|subscription| subscription.current_period_start),
             current_period_end: subscription.and_then(|subscription| subscription.current_period_end),

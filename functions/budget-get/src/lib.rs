@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    http::{Answer, BudgetResource, Call, Error, NoBody, NoQuery, Read, Route},
+    http::{ApiResponse, BudgetResource, Call, Error, NoBody, NoQuery, Read, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -23,8 +23,8 @@ impl Route for BudgetGet {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let stored = app.store.budget(call.caller.organization_id).await?;
-        Answer::ok(&Output { budget: stored.map(|stored| stored.budget).into() })
+        ApiResponse::ok(&Output { budget: stored.map(|stored| stored.budget).into() })
     }
 }

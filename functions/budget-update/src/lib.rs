@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{Budget, CacheEffect, Change},
-    http::{Action, Admin, Answer, BudgetResource, Call, Error, NewAuditEvent, NoQuery, Route},
+    http::{Action, Admin, ApiResponse, BudgetResource, Call, Error, NewAuditEvent, NoQuery, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -25,7 +25,7 @@ impl Route for BudgetUpdate {
     type Body = Budget;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let caller = call.reauthorize(app).await?;
         let before = app.store.budget(organization).await?;
@@ -47,6 +47,6 @@ impl Route for BudgetUpdate {
             transaction.check_budgets(organization, [], call.now)?;
             transaction.commit().await?;
         }
-        Answer::ok(&Output { budget: Some(budget).into() })
+        ApiResponse::ok(&Output { budget: Some(budget).into() })
     }
 }

@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{ArtifactUrl, CommitSha, EventType, Id, Slug, activation},
-    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Reveals, Route, Write},
+    http::{Action, ApiResponse, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Reveals, Route, Write},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -38,7 +38,7 @@ impl Route for DeploysCreate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
@@ -56,7 +56,7 @@ impl Route for DeploysCreate {
         let id = Id::draw(call.now, &*app.entropy);
         let release = project.deploy(id, commit_sha, artifact_url, activate, call.now);
         let output = Output { release: ReleaseResource::new(release.clone(), project.current_version) };
-        let answer = Answer::created(&output)?;
+        let answer = ApiResponse::created(&output)?;
 
         let mut transaction = app.store.transaction();
         transaction.create_release(organization, &before, &project, &release)?;

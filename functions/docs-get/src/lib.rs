@@ -3,7 +3,7 @@
 
 use karta_shared::{
     App,
-    http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route, Verbatim},
+    http::{AnyQuery, ApiResponse, Call, Error, NoBody, Public, Route, Verbatim},
 };
 
 /// The page embeds the viewer, so that one route serves both. The viewer is Redoc's own file with
@@ -39,7 +39,7 @@ impl Route for DocsGet {
     type Body = NoBody;
     type Output = Verbatim;
 
-    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Verbatim>, Error> {
-        Ok(Answer::verbatim(PAGE))
+    async fn handle(_: &App, _: &Call<Self>) -> Result<ApiResponse<Verbatim>, Error> {
+        Ok(ApiResponse::verbatim(PAGE))
     }
 }

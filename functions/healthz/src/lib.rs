@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route},
+    http::{AnyQuery, ApiResponse, Call, Error, NoBody, Public, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -24,7 +24,7 @@ impl Route for Healthz {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Output>, Error> {
-        Answer::ok(&Output { status: "ok" })
+    async fn handle(_: &App, _: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
+        ApiResponse::ok(&Output { status: "ok" })
     }
 }

@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{BuildKind, CommitSha, Id, ImageRef, ReleaseStatus, Slug, TemplatePath, Version},
-    http::{Answer, Call, Error, IdParameter, Internal, NoBody, Releases, Route},
+    http::{ApiResponse, Call, Error, IdParameter, Internal, NoBody, Releases, Route},
 };
 use serde::{Deserialize, Serialize};
 
@@ -36,12 +36,12 @@ impl Route for InternalActiveReleaseGet {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let IdParameter(organization) = call.query.organization_id;
         let project = app.store.project(organization, &call.path).await?.ok_or(Error::NotFound)?;
         let version = project.current_version.ok_or(Error::NotFound)?;
         let release = app.store.release(organization, project.id, version).await?.ok_or(Error::NotFound)?;
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             project_id: project.id,
             version,
             build_kind: release.build_kind(),

@@ -6,8 +6,8 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, EventType, Id, Metadata, Name, ScopeSet},
     http::{
-        Action, Answer, ApiKeyResource, Call, Error, Internal, NewAuditEvent, NoQuery, Provision, Revealed, Reveals,
-        Route,
+        Action, ApiKeyResource, ApiResponse, Call, Error, Internal, NewAuditEvent, NoQuery, Provision, Revealed,
+        Reveals, Route,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -40,7 +40,7 @@ impl Route for InternalApiKeysCreate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
@@ -51,7 +51,7 @@ impl Route for InternalApiKeysCreate {
         let key = ApiKey::new(id, token.prefix(), settings(call.body.clone()), None, call.now);
         let api_key = ApiKeyResource::new(key.clone(), call.now);
         let webhook_event = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
-        let answer = Answer::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
+        let answer = ApiResponse::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
 
         let mut transaction = app.store.transaction();
         transaction.create_api_key(organization, &key, digest)?;

@@ -11,7 +11,7 @@ use karta_shared::{
     auth::{RecordUse, Verdict, trace},
     config::{Ring, Secret},
     domain::{Invalid, client_address},
-    http::{Answer, Call, Error, Internal, NoQuery, Route, UncheckedText, Validate},
+    http::{ApiResponse, Call, Error, Internal, NoQuery, Route, UncheckedText, Validate},
 };
 use serde::Deserialize;
 
@@ -56,7 +56,7 @@ impl Route for InternalKeysValidate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let Input { key, ip_address, explain } = &call.body;
         let address = ip_address.map(|address| address.0);
         let explain = explain.unwrap_or(false);
@@ -73,6 +73,6 @@ impl Route for InternalKeysValidate {
             Ok(key) => (Some(key), None),
             Err(code) => (None, Some(code)),
         };
-        Answer::ok(&Output { valid: key.is_some(), key, code, trace })
+        ApiResponse::ok(&Output { valid: key.is_some(), key, code, trace })
     }
 }

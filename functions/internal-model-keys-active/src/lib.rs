@@ -8,7 +8,7 @@ use karta_shared::{
     byok::ModelKeyContext,
     config::{Ring, Secret},
     domain::{Id, Provider},
-    http::{Answer, Byok, Call, Error, IdParameter, Internal, NoBody, Revealed, Route},
+    http::{ApiResponse, Byok, Call, Error, IdParameter, Internal, NoBody, Revealed, Route},
     store::SealedModelKey,
 };
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,7 @@ impl Route for InternalModelKeysActive {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let Query { organization_id, provider } = &call.query;
         let (organization, provider) = (organization_id.0, *provider);
         let active = app.store.active_model_key(organization, provider).await?.ok_or(Error::NotFound)?;
@@ -61,7 +61,7 @@ impl Route for InternalModelKeysActive {
         let (request_id, service) = (call.meta.request_id.as_str(), call.caller.name());
         let (organization_id, key_id) = (organization.get(), context.id.get());
         tracing::info!(request_id, service, organization_id, %provider, key_id, "provider key opened");
-        Answer::ok(&Output { provider, plaintext, key_id: context.id, tail: active.tail })
+        ApiResponse::ok(&Output { provider, plaintext, key_id: context.id, tail: active.tail })
     }
 }
 

@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{EndpointUrl, ModelId},
-    http::{Answer, Call, Error, IdParameter, Internal, NoBody, Releases, Route},
+    http::{ApiResponse, Call, Error, IdParameter, Internal, NoBody, Releases, Route},
 };
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +40,7 @@ impl Route for InternalModelSettingsGet {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let IdParameter(id) = call.query.organization_id;
         let project = async {
             match call.query.project_id {
@@ -54,7 +54,7 @@ impl Route for InternalModelSettingsGet {
         let (organization, project) = (organization?.ok_or(Error::NotFound)?, project?);
         let (model_id, endpoint_url) =
             project.map(|project| (project.model_id, project.endpoint_url)).unwrap_or_default();
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             model_id: model_id.or(organization.model_id),
             endpoint_url: endpoint_url.or(organization.endpoint_url),
             endpoint_kind: EndpointKind::Anthropic,

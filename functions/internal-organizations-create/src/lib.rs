@@ -7,8 +7,8 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{Id, Name, Organization, Plan, Slug},
     http::{
-        Answer, ApiKeyResource, Call, Error, Internal, NoQuery, OrganizationResource, Provision, Revealed, Reveals,
-        Route,
+        ApiKeyResource, ApiResponse, Call, Error, Internal, NoQuery, OrganizationResource, Provision, Revealed,
+        Reveals, Route,
     },
     store::{CommitError, Conflict},
 };
@@ -43,7 +43,7 @@ impl Route for InternalOrganizationsCreate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
@@ -51,7 +51,7 @@ impl Route for InternalOrganizationsCreate {
         let mut organization = Organization::new(Id::draw(call.now, &*app.entropy), slug, name, call.now);
         organization.plan = plan.unwrap_or_default();
         let bootstrap = OrganizationBootstrap::new(app, organization, call.now).await?;
-        let answer = Answer::created(&Output {
+        let answer = ApiResponse::created(&Output {
             organization: bootstrap.organization.clone().into(),
             api_key: ApiKeyResource::new(bootstrap.api_key.clone(), call.now),
             secret: Revealed::new(bootstrap.token.expose()),

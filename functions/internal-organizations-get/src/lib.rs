@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::Id,
-    http::{Answer, Call, Error, Internal, NoBody, NoQuery, OrganizationResource, Provision, Route},
+    http::{ApiResponse, Call, Error, Internal, NoBody, NoQuery, OrganizationResource, Provision, Route},
 };
 use serde::Serialize;
 
@@ -23,8 +23,8 @@ impl Route for InternalOrganizationsGet {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = app.store.organization(call.path).await?.ok_or(Error::NotFound)?;
-        Answer::ok(&Output { organization: organization.into() })
+        ApiResponse::ok(&Output { organization: organization.into() })
     }
 }

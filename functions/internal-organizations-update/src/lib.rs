@@ -5,7 +5,8 @@ use karta_shared::{
     App,
     domain::{CacheEffect, EndpointUrl, Id, ModelId, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus},
     http::{
-        Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, OrganizationResource, Provision, Route, present,
+        Action, ApiResponse, Call, Error, Internal, NewAuditEvent, NoQuery, OrganizationResource, Provision, Route,
+        present,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,7 @@ impl Route for InternalOrganizationsUpdate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if let Some(Some(url)) = &call.body.endpoint_url {
             url.check_input(app.outbound_reach).map_err(|problem| Error::invalid("endpoint_url", problem))?;
         }
@@ -69,7 +70,7 @@ impl Route for InternalOrganizationsUpdate {
             }
             transaction.commit().await?;
         }
-        Answer::ok(&Output { organization: organization.into() })
+        ApiResponse::ok(&Output { organization: organization.into() })
     }
 }
 

@@ -9,7 +9,8 @@ use karta_shared::{
     App,
     domain::{BuildLog, CacheEffect, Id, ImageRef, LogGeneration, ReleaseStatus, StatusReport, TemplatePath},
     http::{
-        Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, ReleaseResource, Releases, Route, UncheckedText,
+        Action, ApiResponse, Call, Error, Internal, NewAuditEvent, NoQuery, ReleaseResource, Releases, Route,
+        UncheckedText,
     },
     telemetry,
 };
@@ -51,7 +52,7 @@ impl Route for InternalReleasesStatus {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if let Some(image) = &call.body.image_ref {
             image.check_grammar().map_err(|problem| Error::invalid("image_ref", problem))?;
         }
@@ -96,7 +97,7 @@ impl Route for InternalReleasesStatus {
             }
             committed?;
         }
-        Answer::ok(&Output { release: ReleaseResource::new(release, current) })
+        ApiResponse::ok(&Output { release: ReleaseResource::new(release, current) })
     }
 }
 

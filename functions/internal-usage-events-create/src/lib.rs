@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use karta_shared::{
     App,
     domain::{Id, UsageEvent},
-    http::{Answer, Bounded, Call, Error, Internal, ItemResult, NoQuery, ReportUsage, Route, UnpricedUsage},
+    http::{ApiResponse, Bounded, Call, Error, Internal, ItemResult, NoQuery, ReportUsage, Route, UnpricedUsage},
     store::Ingested,
 };
 use serde::{Deserialize, Serialize};
@@ -59,7 +59,7 @@ impl Route for InternalUsageEventsCreate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let events = &call.body.events.0;
         if events.len() > MAX_EVENTS {
             return Err(Error::invalid("events", "must have at most 1000 events: send the rest in another batch"));
@@ -89,6 +89,6 @@ impl Route for InternalUsageEventsCreate {
             app.metrics.usage_lag(call.now, call.now.since(oldest));
         }
         let Ingested { accepted, duplicates } = count(app, by_organization, call.now).await?;
-        Answer::accepted(&Output { accepted, duplicates, rejected, unpriced: UnpricedUsage::list(&unpriced) })
+        ApiResponse::accepted(&Output { accepted, duplicates, rejected, unpriced: UnpricedUsage::list(&unpriced) })
     }
 }

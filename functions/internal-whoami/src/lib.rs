@@ -3,7 +3,7 @@
 
 use karta_shared::{
     App,
-    http::{Answer, AnyService, Call, Error, Internal, NoBody, NoQuery, Route},
+    http::{AnyService, ApiResponse, Call, Error, Internal, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
 
@@ -24,7 +24,7 @@ impl Route for InternalWhoami {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Output>, Error> {
-        Answer::ok(&Output { principal_kind: "service" })
+    async fn handle(_: &App, _: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
+        ApiResponse::ok(&Output { principal_kind: "service" })
     }
 }

@@ -7,7 +7,8 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{CacheEffect, EventType, Id, ModelKey, Name, Provider, ProviderKey},
     http::{
-        Action, Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoQuery, Reveals, Route, UncheckedText,
+        Action, Admin, ApiResponse, Call, Error, ModelKeyResource, NewAuditEvent, NoQuery, Reveals, Route,
+        UncheckedText,
     },
     store::Transaction,
 };
@@ -41,7 +42,7 @@ impl Route for ModelKeysCreate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let Input { provider, key, name } = &call.body;
         let key = key.provider_key(*provider, name.as_ref())?;
         if let Some(answer) = call.replay(app).await? {
@@ -52,7 +53,7 @@ impl Route for ModelKeysCreate {
         let organization = call.caller.organization_id;
         let model_key = ModelKey::new(Id::draw(call.now, &*app.entropy), &key, name.clone(), call.now);
         let output = Output { model_key: model_key.clone().into() };
-        let answer = Answer::created(&output)?;
+        let answer = ApiResponse::created(&output)?;
 
         let mut transaction = app.store.transaction();
         transaction.require_caller_unchanged(organization, &caller)?;

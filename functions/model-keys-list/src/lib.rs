@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     config::{Ring, Secret},
-    http::{Answer, Call, Error, Limit, ModelKeyResource, NoBody, Read, Route, cursor},
+    http::{ApiResponse, Call, Error, Limit, ModelKeyResource, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -37,11 +37,11 @@ impl Route for ModelKeysList {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let below = cursor::open(app, organization, LIST, call.query.cursor.as_deref()).await?;
         let page = app.store.model_keys(organization, below, call.query.limit.get()).await?;
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             model_keys: page.items.into_iter().map(ModelKeyResource::from).collect(),
             next_cursor: cursor::seal(app, organization, LIST, page.resume_below).await?,
         })

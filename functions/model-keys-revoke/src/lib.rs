@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{CacheEffect, EventType, Id},
-    http::{Action, Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoBody, NoQuery, Route},
+    http::{Action, Admin, ApiResponse, Call, Error, ModelKeyResource, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -25,7 +25,7 @@ impl Route for ModelKeysRevoke {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let caller = call.reauthorize(app).await?;
         let before = app.store.model_key(organization, call.path).await?.ok_or(Error::NotFound)?;
@@ -47,6 +47,6 @@ impl Route for ModelKeysRevoke {
             transaction.invalidate(organization, CacheEffect::Stale, call.now)?;
             transaction.commit().await?;
         }
-        Answer::ok(&output)
+        ApiResponse::ok(&output)
     }
 }

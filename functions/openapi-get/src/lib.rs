@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route, Verbatim},
+    http::{AnyQuery, ApiResponse, Call, Error, NoBody, Public, Route, Verbatim},
 };
 
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Route for OpenapiGet {
     type Body = NoBody;
     type Output = Verbatim;
 
-    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Verbatim>, Error> {
-        Ok(Answer::verbatim(include_str!("../../../openapi.json")))
+    async fn handle(_: &App, _: &Call<Self>) -> Result<ApiResponse<Verbatim>, Error> {
+        Ok(ApiResponse::verbatim(include_str!("../../../openapi.json")))
     }
 }

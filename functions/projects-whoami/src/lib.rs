@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{Principal, PrincipalKind},
-    http::{Answer, Call, Cors, Error, NoBody, NoQuery, ProjectAccess, ProjectPath, Route},
+    http::{ApiResponse, Call, Cors, Error, NoBody, NoQuery, ProjectAccess, ProjectPath, Route},
 };
 
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Route for ProjectsWhoami {
     type Body = NoBody;
     type Output = Principal;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Principal>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Principal>, Error> {
         let principal = &call.caller;
         match principal.kind {
             // The token names the project and was verified offline, so nothing is read.
@@ -29,6 +29,6 @@ impl Route for ProjectsWhoami {
                 app.store.project(principal.organization_id, slug).await?.ok_or(Error::NotFound)?;
             }
         }
-        Answer::ok(principal)
+        ApiResponse::ok(principal)
     }
 }

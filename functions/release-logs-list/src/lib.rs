@@ -5,7 +5,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{Id, LogLine},
-    http::{Answer, Call, Error, Limit, NoBody, Read, ReleasePath, Route, cursor},
+    http::{ApiResponse, Call, Error, Limit, NoBody, Read, ReleasePath, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -36,7 +36,7 @@ impl Route for ReleaseLogsList {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let project = app.store.project(organization, &call.path.slug).await?.ok_or(Error::NotFound)?;
         let release = app.store.release(organization, project.id, call.path.version).await?.ok_or(Error::NotFound)?;
@@ -50,6 +50,6 @@ impl Route for ReleaseLogsList {
             None => (Vec::new(), 0),
         };
         let resume_after = logs.last().map(|last| last.line).filter(|line| *line < end).and_then(Id::new);
-        Answer::ok(&Output { logs, next_cursor: cursor::seal(app, organization, &list, resume_after).await? })
+        ApiResponse::ok(&Output { logs, next_cursor: cursor::seal(app, organization, &list, resume_after).await? })
     }
 }

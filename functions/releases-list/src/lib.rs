@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{Slug, Version},
-    http::{Answer, Call, Error, Limit, NoBody, Read, ReleaseResource, Route, cursor},
+    http::{ApiResponse, Call, Error, Limit, NoBody, Read, ReleaseResource, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -35,7 +35,7 @@ impl Route for ReleasesList {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         // The project is read first, and newer releases are omitted. The list therefore shows one
         // active release even during concurrent changes.
@@ -45,7 +45,7 @@ impl Route for ReleasesList {
         let below = cursor::open(app, organization, &list, call.query.cursor.as_deref()).await?.unwrap_or(end);
         let page = app.store.releases(organization, project.id, below, call.query.limit.get()).await?;
         let resource = |release| ReleaseResource::new(release, project.current_version);
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             releases: page.items.into_iter().map(resource).collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,
         })

@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{EventType, Flip, NotReady, Slug, Version, activation},
-    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Route},
+    http::{Action, Admin, ApiResponse, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Route},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -33,7 +33,7 @@ impl Route for ReleasesRollback {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         // The active release outlives the gateway's verdict, so the caller must still be
         // authorized.
@@ -68,6 +68,6 @@ impl Route for ReleasesRollback {
             transaction.invalidate(organization, project_before.cache_effect(&project), call.now)?;
             transaction.commit().await?;
         }
-        Answer::ok(&output)
+        ApiResponse::ok(&output)
     }
 }

@@ -6,7 +6,7 @@ use karta_shared::{
     auth::{self, SessionClaims, SessionScope, TTL_DEFAULT, TTL_MAX, TTL_MIN},
     config::{Ring, Secret},
     domain::{BudgetVerdict, Id, Invalid, Slug, Timestamp, UserId},
-    http::{Answer, Call, Error, NoQuery, Revealed, Route, Write},
+    http::{ApiResponse, Call, Error, NoQuery, Revealed, Route, Write},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -68,7 +68,7 @@ impl Route for SessionTokensCreate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let caller = &call.caller;
         let project = async {
             match &call.path {
@@ -102,7 +102,7 @@ impl Route for SessionTokensCreate {
             sub: call.body.user_id.as_ref().map(|user| user.as_str().to_owned()),
         };
         let token = auth::mint(&*app.secrets.ring(Ring::SessionSigning).await?, &claims);
-        Answer::created(&Output {
+        ApiResponse::created(&Output {
             token: Revealed::new(token.expose()),
             expires_at: Timestamp::from_millis(claims.exp * 1_000).unwrap_or(call.now),
             expires_in,

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use karta_shared::{
     App,
     domain::{Invalid, TurnId},
-    http::{Answer, Call, Cors, Error, Family, NoQuery, Route, SessionPath, SessionResource},
+    http::{ApiResponse, Call, Cors, Error, Family, NoQuery, Route, SessionPath, SessionResource},
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -45,7 +45,7 @@ impl<F: Family> Route for SessionsCancel<F> {
     type Body = Input;
     type Output = SessionResource;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<SessionResource>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<SessionResource>, Error> {
         let session = call.session(app).await?;
         let not_running = || match &call.body.turn_id {
             Some(_) => Error::turn_not_running(),
@@ -57,6 +57,6 @@ impl<F: Family> Route for SessionsCancel<F> {
         if is_other || !app.store.request_turn_cancel(organization, &session.id, turn).await? {
             return Err(not_running());
         }
-        Answer::accepted(&session.into())
+        ApiResponse::accepted(&session.into())
     }
 }

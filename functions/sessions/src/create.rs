@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use karta_shared::{
     App,
     domain::{BudgetVerdict, Id, Metadata, NewSession, Session, SessionId, SessionProject, UserId},
-    http::{Answer, Call, Cors, Error, Family, NoQuery, Route, SessionResource, SessionsPath, null_as_default},
+    http::{ApiResponse, Call, Cors, Error, Family, NoQuery, Route, SessionResource, SessionsPath, null_as_default},
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -40,7 +40,7 @@ impl<F: Family> Route for SessionsCreate<F> {
     type Body = Input;
     type Output = SessionResource;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<SessionResource>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<SessionResource>, Error> {
         let user = user(call)?;
         let mut metadata = call.body.metadata.clone();
         if let Some(user) = &user {
@@ -62,7 +62,7 @@ impl<F: Family> Route for SessionsCreate<F> {
             // Another user's session is a missing one. An absent `user_id` resumes any that the
             // caller reaches.
             let session = session.filter(|session| user.is_none() || session.user_id == user);
-            return Answer::ok(&session.ok_or(Error::NotFound)?.into());
+            return ApiResponse::ok(&session.ok_or(Error::NotFound)?.into());
         }
         let project = match project_path {
             None => None,
@@ -85,7 +85,7 @@ impl<F: Family> Route for SessionsCreate<F> {
         let mut transaction = app.store.transaction();
         transaction.create_session(organization, &session)?;
         transaction.commit().await?;
-        Answer::created(&session.into())
+        ApiResponse::created(&session.into())
     }
 }
 

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use karta_shared::{
     App,
-    http::{Action, Answer, Call, Cors, Error, Family, NewAuditEvent, NoBody, NoQuery, Route, SessionPath},
+    http::{Action, ApiResponse, Call, Cors, Error, Family, NewAuditEvent, NoBody, NoQuery, Route, SessionPath},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -25,7 +25,7 @@ impl<F: Family> Route for SessionsDelete<F> {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let session = call.session(app).await?;
         if session.open_turn.is_some() {
@@ -42,6 +42,6 @@ impl<F: Family> Route for SessionsDelete<F> {
         transaction.audit(organization, &call.audit_event(app, event))?;
         // After a conflict the handler runs again, and finds the turn or the session gone.
         transaction.commit().await?;
-        Ok(Answer::no_content())
+        Ok(ApiResponse::no_content())
     }
 }

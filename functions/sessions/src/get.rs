@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use karta_shared::{
     App,
-    http::{Answer, Call, Cors, Error, Family, NoBody, NoQuery, Route, SessionPath, SessionResource},
+    http::{ApiResponse, Call, Cors, Error, Family, NoBody, NoQuery, Route, SessionPath, SessionResource},
 };
 
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl<F: Family> Route for SessionsGet<F> {
     type Body = NoBody;
     type Output = SessionResource;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<SessionResource>, Error> {
-        Answer::ok(&call.session(app).await?.into())
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<SessionResource>, Error> {
+        ApiResponse::ok(&call.session(app).await?.into())
     }
 }

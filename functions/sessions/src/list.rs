@@ -6,7 +6,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::UserId,
-    http::{Answer, Call, Cors, Error, Family, Limit, NoBody, Route, SessionResource, SessionsPath, cursor},
+    http::{ApiResponse, Call, Cors, Error, Family, Limit, NoBody, Route, SessionResource, SessionsPath, cursor},
     store::SessionList,
 };
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ impl<F: Family> Route for SessionsList<F> {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let user = user(call)?;
         let organization = call.caller.organization_id;
         let project = match (&call.path.project, call.caller.project_id) {
@@ -57,7 +57,7 @@ impl<F: Family> Route for SessionsList<F> {
         let name = format!("sessions?project={project:?}&user_id={:?}", user.as_ref().map(UserId::as_str));
         let below = cursor::open(app, organization, &name, call.query.cursor.as_deref()).await?;
         let page = app.store.sessions(organization, list, below, call.query.limit.get(), call.now).await?;
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             sessions: page.items.into_iter().map(SessionResource::from).collect(),
             next_cursor: cursor::seal(app, organization, &name, page.resume_below).await?,
         })

@@ -6,7 +6,8 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     http::{
-        Answer, Call, Cors, Error, Family, Limit, MessageResource, NoBody, Route, SessionPath, cursor, open_messages,
+        ApiResponse, Call, Cors, Error, Family, Limit, MessageResource, NoBody, Route, SessionPath, cursor,
+        open_messages,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,7 @@ impl<F: Family> Route for MessagesList<F> {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let session = call.session(app).await?;
         call.require_transcript_access(app, &session).await?;
@@ -52,6 +53,6 @@ impl<F: Family> Route for MessagesList<F> {
         let resource = |(message, parts): (karta_shared::store::SealedMessage, _)| {
             MessageResource::new(message.id, message.turn_id, message.role, parts, message.created_at)
         };
-        Answer::ok(&Output { messages: opened.into_iter().map(resource).collect(), next_cursor })
+        ApiResponse::ok(&Output { messages: opened.into_iter().map(resource).collect(), next_cursor })
     }
 }

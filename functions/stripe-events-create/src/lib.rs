@@ -7,7 +7,7 @@ mod object;
 use karta_shared::{
     App,
     domain::{CacheEffect, Organization},
-    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, RawJson, Route, Stripe},
+    http::{Action, ApiResponse, Call, Error, NewAuditEvent, NoQuery, RawJson, Route, Stripe},
     store::{CommitError, Conflict, Transaction},
 };
 use serde::Serialize;
@@ -34,7 +34,7 @@ impl Route for StripeEventsCreate {
     type Body = RawJson;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let Some(kind) = StripeEventKind::new(&call.body) else {
             return received();
         };
@@ -60,8 +60,8 @@ impl Route for StripeEventsCreate {
     }
 }
 
-fn received() -> Result<Answer<Output>, Error> {
-    Answer::ok(&Output { received: true })
+fn received() -> Result<ApiResponse<Output>, Error> {
+    ApiResponse::ok(&Output { received: true })
 }
 
 /// Stages the effect of an event. An event that is older than the known state has no effect.

@@ -7,7 +7,7 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{Invalid, Timestamp, Turn, TurnId, TurnStatus},
     follow::{Followed, follow},
-    http::{Answer, Call, Cors, Error, Family, NoBody, Route, SessionPath, Verbatim},
+    http::{ApiResponse, Call, Cors, Error, Family, NoBody, Route, SessionPath, Verbatim},
     store::TURN_EVENTS_RETENTION,
     turn_events::{Seq, parse_event_id},
 };
@@ -54,7 +54,7 @@ impl<F: Family> Route for StreamGet<F> {
     type Body = NoBody;
     type Output = Verbatim;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Verbatim>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Verbatim>, Error> {
         let session = call.session(app).await?;
         call.require_transcript_access(app, &session).await?;
         let last_event = match &call.query.after {
@@ -73,7 +73,7 @@ impl<F: Family> Route for StreamGet<F> {
         }
         call.audit_transcript_read(app, &session).await?;
         let followed = Followed { caller: call.turn_caller(&session), session: session.id, turn, after };
-        Ok(Answer::stream(follow(app.clone(), followed)))
+        Ok(ApiResponse::stream(follow(app.clone(), followed)))
     }
 }
 

@@ -5,8 +5,8 @@ use karta_shared::{
     domain::{MessageRole, Turn, TurnId, TurnStatus},
     follow::{AccessCheck, Followed, follow},
     http::{
-        Access, AgentName, Answer, Call, Error, MessageResource, Route, SessionCaller, SessionPath, TurnUsageResource,
-        open_messages, text_of,
+        Access, AgentName, ApiResponse, Call, Error, MessageResource, Route, SessionCaller, SessionPath,
+        TurnUsageResource, open_messages, text_of,
     },
     settlement::cost,
 };
@@ -47,7 +47,7 @@ where
 }
 
 /// Returns the turn's response: streams its events, or waits for its end.
-pub(crate) async fn respond<R>(app: &App, call: &Call<R>, turn: Turn) -> Result<Answer<Output>, Error>
+pub(crate) async fn respond<R>(app: &App, call: &Call<R>, turn: Turn) -> Result<ApiResponse<Output>, Error>
 where
     R: Route<Path = SessionPath, Body = Input, Output = Output>,
     R::Access: Access<Caller = SessionCaller>,
@@ -60,7 +60,7 @@ where
     let caller = call.turn_caller(&session);
     if call.body.stream {
         let followed = Followed { caller, session: session.id, turn: turn.id, after: 0 };
-        return Ok(Answer::stream(follow(app.clone(), followed)));
+        return Ok(ApiResponse::stream(follow(app.clone(), followed)));
     }
     let (mut turn, mut access) = (turn, AccessCheck::new(caller));
     while turn.status == TurnStatus::Running {
@@ -84,7 +84,7 @@ where
         MessageResource::new(message.id, message.turn_id, message.role, parts, message.created_at)
     });
     let messages = messages.collect();
-    Answer::ok(&Output {
+    ApiResponse::ok(&Output {
         text,
         session_id: session.id.to_string(),
         usage: TurnUsageResource::new(&turn.usage, cost(&turn, &turn.usage)),

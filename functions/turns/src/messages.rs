@@ -7,8 +7,8 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{Invalid, MessageRole, StopReason, Timestamp, TurnError, TurnId},
     http::{
-        AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Route, SessionPath, TurnUsageResource,
-        UncheckedText, event_channel, null_as_default, text_of,
+        AgentName, ApiResponse, Call, Cors, Error, Family, MessageResource, NoQuery, Route, SessionPath,
+        TurnUsageResource, UncheckedText, event_channel, null_as_default, text_of,
     },
     settlement::cost,
     turn_events::{MessagePart, PartKind, json_bytes},
@@ -139,7 +139,7 @@ impl<F: Family> Route for MessagesCreate<F> {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let replaced = match attach::find(app, call).await? {
             Attached::To(turn) => return attach::respond(app, call, *turn).await,
             Attached::Replaceable(turn) => Some(turn),
@@ -161,16 +161,16 @@ impl<F: Family> Route for MessagesCreate<F> {
         let Signals { began, ended } = task.spawn();
         if !call.body.stream {
             let ended = ended.await.map_err(|_| lost())?;
-            return Answer::ok(&output(ended, &session_id, user)?);
+            return ApiResponse::ok(&output(ended, &session_id, user)?);
         }
         tokio::select! {
             biased;
-            Ok(()) = began => Ok(Answer::stream(events)),
+            Ok(()) = began => Ok(ApiResponse::stream(events)),
             ended = ended => match ended.map_err(|_| lost())?.failure {
                 Some(failure) => Err(failed(&failure, call.now)),
-                None => Ok(Answer::stream(events)),
+                None => Ok(ApiResponse::stream(events)),
             },
-            () = sleep(app.turn_limits.status_delay) => Ok(Answer::stream(events)),
+            () = sleep(app.turn_limits.status_delay) => Ok(ApiResponse::stream(events)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{BudgetVerdict, Month, Spending},
-    http::{Answer, Call, Error, NoBody, Read, Route, UsageResource},
+    http::{ApiResponse, Call, Error, NoBody, Read, Route, UsageResource},
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -26,7 +26,7 @@ impl Route for UsageGet {
     type Body = NoBody;
     type Output = UsageResource;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<UsageResource>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<UsageResource>, Error> {
         let organization_id = call.caller.organization_id;
         let period = call.query.period.unwrap_or(call.now.month());
         let (usage, budget, organization) = tokio::join!(
@@ -39,6 +39,6 @@ impl Route for UsageGet {
         let spending =
             Spending { organization_budget: budget.clone(), organization: usage.totals, ..Spending::default() };
         let verdict = BudgetVerdict::new(subscription, &spending);
-        Answer::ok(&UsageResource::new(period, &usage, budget, &verdict))
+        ApiResponse::ok(&UsageResource::new(period, &usage, budget, &verdict))
     }
 }

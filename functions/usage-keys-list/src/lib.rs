@@ -5,7 +5,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{ApiKey, BudgetVerdict, Id, Month, Name, Prefix, Spending, SubscriptionStatus},
-    http::{Answer, Call, Error, Limit, NoBody, Read, Route, UsageResource, cursor},
+    http::{ApiResponse, Call, Error, Limit, NoBody, Read, Route, UsageResource, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -48,7 +48,7 @@ impl Route for UsageKeysList {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let Query { limit, cursor, period } = &call.query;
         let period = period.unwrap_or(call.now.month());
@@ -70,7 +70,7 @@ impl Route for UsageKeysList {
                 usage: UsageResource::new(period, &usage, key.budget, &verdict),
             }
         });
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             period,
             keys: keys.collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,

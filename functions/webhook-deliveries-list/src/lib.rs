@@ -7,7 +7,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{DeliveryStatus, Id},
-    http::{Answer, Call, CommaSeparated, DeliveryResource, Error, Limit, NoBody, Read, Route, cursor},
+    http::{ApiResponse, Call, CommaSeparated, DeliveryResource, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -41,7 +41,7 @@ impl Route for WebhookDeliveriesList {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let (organization, endpoint) = (call.caller.organization_id, call.path);
         let statuses: Option<BTreeSet<_>> = call.query.status.as_ref().map(|status| status.0.iter().copied().collect());
         let list = format!("deliveries of {endpoint} {statuses:?}");
@@ -54,7 +54,7 @@ impl Route for WebhookDeliveriesList {
             .deliveries(organization, endpoint, below, limit, call.now, |delivery| filter(delivery.status))
             .await?;
         let scopes = call.caller.principal.scopes;
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             deliveries: page.items.into_iter().map(|delivery| DeliveryResource::new(delivery, scopes)).collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,
         })

@@ -4,8 +4,8 @@
 use karta_shared::{
     App,
     http::{
-        Action, Admin, Answer, Call, DeliveryPath, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
-        require_enabled,
+        Action, Admin, ApiResponse, Call, DeliveryPath, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery,
+        Route, require_enabled,
     },
     store::DELIVERY_RETENTION,
 };
@@ -30,7 +30,7 @@ impl Route for WebhookDeliveriesReplay {
     type Body = NoFields;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let (organization, DeliveryPath { endpoint, delivery }) = (call.caller.organization_id, &call.path);
         let caller = call.reauthorize(app).await?;
         let (endpoint, before) = tokio::try_join!(
@@ -53,6 +53,6 @@ impl Route for WebhookDeliveriesReplay {
         transaction.audit(organization, &call.audit_event(app, event))?;
         transaction.commit().await?;
         let delivery = DeliveryResource::new(before.rescheduled(call.now), call.caller.principal.scopes);
-        Answer::accepted(&Output { delivery })
+        ApiResponse::accepted(&Output { delivery })
     }
 }

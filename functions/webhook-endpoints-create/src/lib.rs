@@ -4,9 +4,9 @@
 use karta_shared::{
     App,
     config::{Ring, Secret},
-    domain::{EventTypes, Failing, Id, Name, WebhookEndpoint, WebhookSecret},
+    domain::{EventTypes, FailureStreak, Id, Name, WebhookEndpoint, WebhookSecret},
     http::{
-        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, UncheckedText,
+        Action, Admin, ApiResponse, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, UncheckedText,
         WebhookEndpointResource,
     },
     webhook_secrets::{WebhookSecretContext, WebhookSecrets},
@@ -43,7 +43,7 @@ impl Route for WebhookEndpointsCreate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let Input { url, event_types, description } = &call.body;
         let url = call.webhook_url(app, url)?;
         if let Some(answer) = call.replay(app).await? {
@@ -55,10 +55,10 @@ impl Route for WebhookEndpointsCreate {
         let id = Id::draw(call.now, &*app.entropy);
         let endpoint = WebhookEndpoint::new(id, url, description.clone(), event_types.clone(), call.now);
         let secret = WebhookSecret::generate(&*app.entropy);
-        let answer = Answer::created(&Output {
+        let answer = ApiResponse::created(&Output {
             webhook_endpoint: WebhookEndpointResource::new(
                 endpoint.clone(),
-                Failing::default(),
+                FailureStreak::default(),
                 call.caller.principal.scopes,
             ),
             secret: Revealed::new(secret.expose()),

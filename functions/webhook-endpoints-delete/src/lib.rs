@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::Id,
-    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
+    http::{Action, Admin, ApiResponse, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -24,7 +24,7 @@ impl Route for WebhookEndpointsDelete {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let caller = call.reauthorize(app).await?;
         let endpoint = app.store.webhook_endpoint(organization, call.path).await?.ok_or(Error::NotFound)?;
@@ -39,6 +39,6 @@ impl Route for WebhookEndpointsDelete {
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
         transaction.commit().await?;
-        Ok(Answer::no_content())
+        Ok(ApiResponse::no_content())
     }
 }

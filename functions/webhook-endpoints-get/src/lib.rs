@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::Id,
-    http::{Answer, Call, Error, NoBody, NoQuery, Read, Route, WebhookEndpointResource},
+    http::{ApiResponse, Call, Error, NoBody, NoQuery, Read, Route, WebhookEndpointResource},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -24,14 +24,14 @@ impl Route for WebhookEndpointsGet {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let (endpoint, failing) = tokio::try_join!(
             app.store.webhook_endpoint(organization, call.path),
             app.store.failing_webhook_endpoint(organization, call.path),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             webhook_endpoint: WebhookEndpointResource::new(endpoint, failing, call.caller.principal.scopes),
         })
     }

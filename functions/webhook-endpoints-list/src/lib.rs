@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     config::{Ring, Secret},
-    http::{Answer, Call, Error, Limit, NoBody, Read, Route, WebhookEndpointResource, cursor},
+    http::{ApiResponse, Call, Error, Limit, NoBody, Read, Route, WebhookEndpointResource, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -36,7 +36,7 @@ impl Route for WebhookEndpointsList {
     type Body = NoBody;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let below = cursor::open(app, organization, LIST, call.query.cursor.as_deref()).await?;
         let (page, failing) = tokio::try_join!(
@@ -47,7 +47,7 @@ impl Route for WebhookEndpointsList {
             let failing = failing.get(&endpoint.id).copied().unwrap_or_default();
             WebhookEndpointResource::new(endpoint, failing, call.caller.principal.scopes)
         });
-        Answer::ok(&Output {
+        ApiResponse::ok(&Output {
             webhook_endpoints: endpoints.collect(),
             next_cursor: cursor::seal(app, organization, LIST, page.resume_below).await?,
         })

@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{Change, Id, Timestamp, Value},
-    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, require_enabled},
+    http::{Action, Admin, ApiResponse, Call, Error, NewAuditEvent, NoQuery, Route, require_enabled},
     store::DELIVERY_RETENTION,
 };
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ impl Route for WebhookEndpointsRecover {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let (organization, until) = (call.caller.organization_id, call.now);
         if call.body.since >= until {
             return Err(Error::invalid("since", "must be in the past"));
@@ -64,6 +64,6 @@ impl Route for WebhookEndpointsRecover {
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
         transaction.commit().await?;
-        Answer::accepted(&Output { recovery: RecoveryResource { webhook_endpoint_id: endpoint.id, since, until } })
+        ApiResponse::accepted(&Output { recovery: RecoveryResource { webhook_endpoint_id: endpoint.id, since, until } })
     }
 }

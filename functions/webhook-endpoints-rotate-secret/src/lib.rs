@@ -6,7 +6,8 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{Grace, Id, WebhookSecret},
     http::{
-        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, WebhookEndpointResource,
+        Action, Admin, ApiResponse, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route,
+        WebhookEndpointResource,
     },
     webhook_secrets::{TooManyLive, WebhookSecretContext},
 };
@@ -40,7 +41,7 @@ impl Route for WebhookEndpointsRotateSecret {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
@@ -57,7 +58,7 @@ impl Route for WebhookEndpointsRotateSecret {
         let ring = app.secrets.ring_with(Ring::SealingWebhooks, &before.kid).await?;
         let mut secrets = context.open(&ring, &before)?;
         let secret = WebhookSecret::generate(&*app.entropy);
-        let answer = Answer::created(&Output {
+        let answer = ApiResponse::created(&Output {
             webhook_endpoint: WebhookEndpointResource::new(endpoint.clone(), failing, call.caller.principal.scopes),
             secret: Revealed::new(secret.expose()),
         })?;

@@ -5,7 +5,7 @@ use karta_shared::{
     App,
     domain::{Event, EventType, Id, ScopeSet},
     http::{
-        Action, Admin, Answer, Call, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
+        Action, Admin, ApiResponse, Call, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
         WebhookEndpointResource, require_enabled,
     },
 };
@@ -31,7 +31,7 @@ impl Route for WebhookEndpointsTest {
     type Body = NoFields;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let organization = call.caller.organization_id;
         let caller = call.reauthorize(app).await?;
         let (endpoint, failing) = tokio::try_join!(
@@ -54,6 +54,6 @@ impl Route for WebhookEndpointsTest {
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
         transaction.commit().await?;
-        Answer::accepted(&Output { delivery })
+        ApiResponse::accepted(&Output { delivery })
     }
 }

@@ -3,9 +3,9 @@
 
 use karta_shared::{
     App,
-    domain::{EventTypes, Failing, Id, Name, WebhookEndpointPatch},
+    domain::{EventTypes, FailureStreak, Id, Name, WebhookEndpointPatch},
     http::{
-        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, UncheckedText, WebhookEndpointResource,
+        Action, Admin, ApiResponse, Call, Error, NewAuditEvent, NoQuery, Route, UncheckedText, WebhookEndpointResource,
         present,
     },
 };
@@ -44,7 +44,7 @@ impl Route for WebhookEndpointsUpdate {
     type Body = Input;
     type Output = Output;
 
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+    async fn handle(app: &App, call: &Call<Self>) -> Result<ApiResponse<Output>, Error> {
         let url = call.body.url.as_ref().map(|url| call.webhook_url(app, url)).transpose()?;
         let Input { event_types, description, enabled, .. } = &call.body;
         let (event_types, description) = (event_types.clone(), description.clone());
@@ -71,8 +71,8 @@ impl Route for WebhookEndpointsUpdate {
             transaction.commit().await?;
         }
         let is_reenabled = endpoint.is_enabled() && !before.is_enabled();
-        let failing = if is_reenabled { Failing::default() } else { failing };
-        Answer::ok(&Output {
+        let failing = if is_reenabled { FailureStreak::default() } else { failing };
+        ApiResponse::ok(&Output {
             webhook_endpoint: WebhookEndpointResource::new(endpoint, failing, call.caller.principal.scopes),
         })
     }

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::Principal,
-    http::{Answer, AnyKey, Call, Error, NoBody, NoQuery, Route},
+    http::{AnyKey, ApiResponse, Call, Error, NoBody, NoQuery, Route},
 };
 
 #[derive(Debug)]
@@ -18,7 +18,7 @@ impl Route for Whoami {
     type Body = NoBody;
     type Output = Principal;
 
-    async fn handle(_: &App, call: &Call<Self>) -> Result<Answer<Principal>, Error> {
-        Answer::ok(&call.caller.principal)
+    async fn handle(_: &App, call: &Call<Self>) -> Result<ApiResponse<Principal>, Error> {
+        ApiResponse::ok(&call.caller.principal)
     }
 }

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use karta_shared::{
     App,
     domain::{
-        Action, Actor, ActorKind, Attempt, AuditEvent, DisabledReason, Event, EventType, Failing, Id, ResourceRef,
-        ScopeSet, Signatures, Timestamp, WebhookEndpoint, next_attempt,
+        Action, Actor, ActorKind, Attempt, AuditEvent, DisabledReason, Event, EventType, FailureStreak, Id,
+        ResourceRef, ScopeSet, Signatures, Timestamp, WebhookEndpoint, next_attempt,
     },
     http::WebhookEndpointResource,
     store::{DeliveryResult, Lease, PendingDelivery, RecordOutcome, StoreError, Transaction},
@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     WebhookDeliveries,
-    wire::{Outcome, Wire},
+    wire::{AttemptOutcome, Wire},
 };
 
 /// Maximum stored bytes of a response body.
@@ -66,7 +66,7 @@ impl EndpointSender {
         let attempt = to_attempt(at, outcome);
 
         let lease = self.lease.lock().await;
-        if succeeded && lease.failing == Failing::default() {
+        if succeeded && lease.failing == FailureStreak::default() {
             // No failure counter changes, so other attempts need not wait for this result.
             let read = lease.clone();
             drop(lease);
@@ -74,7 +74,7 @@ impl EndpointSender {
             return Ok(if recorded { AttemptEnd::Delivered } else { AttemptEnd::Stop });
         }
         let mut lease = lease;
-        let failing = if succeeded { Failing::default() } else { lease.failing.with_failure(at) };
+        let failing = if succeeded { FailureStreak::default() } else { lease.failing.with_failure(at) };
         let reason = if is_gone {
             Some(DisabledReason::Gone)
         } else if failing.should_disable(at) {
@@ -98,7 +98,7 @@ impl EndpointSender {
         })
     }
 
-    fn next_attempt(&self, pending: PendingDelivery, outcome: &Outcome) -> Option<Timestamp> {
+    fn next_attempt(&self, pending: PendingDelivery, outcome: &AttemptOutcome) -> Option<Timestamp> {
         let mut random = [0];
         self.app.entropy.fill(&mut random);
         next_attempt(pending.attempts, outcome.retry_after, self.app.clock.now(), random[0])
@@ -178,7 +178,7 @@ impl EndpointSender {
 
 /// Converts an outcome to the stored attempt. The body is redacted, because a receiver may return
 /// secrets.
-fn to_attempt(at: Timestamp, outcome: Outcome) -> Attempt {
+fn to_attempt(at: Timestamp, outcome: AttemptOutcome) -> Attempt {
     let body = String::from_utf8_lossy(&outcome.response_body);
     let mut body = telemetry::scrub(&body).into_owned();
     body.truncate(body.floor_char_boundary(MAX_BODY_BYTES));

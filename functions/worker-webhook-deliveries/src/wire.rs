@@ -34,7 +34,7 @@ pub struct Wire {
 
 /// The outcome of an attempt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct AttemptOutcome {
     pub response_code: Option<u16>,
     /// From the start of the look-up to the end of the response.
     pub latency_ms: u64,
@@ -68,17 +68,17 @@ impl Wire {
 
     /// Makes one attempt and waits at most 15 s for its end. Never fails: every fault is an
     /// outcome.
-    pub async fn post(&self, url: &OutboundUrl, signatures: &Signatures, body: impl Into<Body>) -> Outcome {
+    pub async fn post(&self, url: &OutboundUrl, signatures: &Signatures, body: impl Into<Body>) -> AttemptOutcome {
         let started = Instant::now();
         let mut outcome = match self.client.post(url) {
             Ok(request) => self.exchange(request, signatures, body.into()).await,
-            Err(error) => Outcome::failed(error.to_string()),
+            Err(error) => AttemptOutcome::failed(error.to_string()),
         };
         outcome.latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         outcome
     }
 
-    async fn exchange(&self, request: RequestBuilder, signatures: &Signatures, body: Body) -> Outcome {
+    async fn exchange(&self, request: RequestBuilder, signatures: &Signatures, body: Body) -> AttemptOutcome {
         let sent = request
             .timeout(self.within)
             .header(CONTENT_TYPE, "application/json")
@@ -91,7 +91,7 @@ impl Wire {
             .await;
         let mut response = match sent {
             Ok(response) => response,
-            Err(error) => return Outcome::failed(self.describe(&error)),
+            Err(error) => return AttemptOutcome::failed(self.describe(&error)),
         };
         let status = response.status();
         let requested = response.headers().get(RETRY_AFTER).filter(|_| !status.is_success());
@@ -105,7 +105,13 @@ impl Wire {
             _ if !status.is_success() => Some(format!("receiver returned {}", status.as_u16())),
             broken => broken.map(|error| self.describe(&error)),
         };
-        Outcome { response_code: Some(status.as_u16()), response_body, error, retry_after, ..Outcome::default() }
+        AttemptOutcome {
+            response_code: Some(status.as_u16()),
+            response_body,
+            error,
+            retry_after,
+            ..AttemptOutcome::default()
+        }
     }
 
     /// Describes an error briefly, without the URL.
@@ -139,7 +145,7 @@ async fn read(response: &mut Response) -> (Vec<u8>, Option<reqwest::Error>) {
     (kept, None)
 }
 
-impl Outcome {
+impl AttemptOutcome {
     fn failed(error: String) -> Self {
         Self { error: Some(error), ..Self::default() }
     }

@@ -317,7 +317,7 @@ enum Wire {
 }
 
 /// The caller disconnected, or the script ends the stream here.
-struct Ended;
+struct StreamEnded;
 
 struct Stream {
     wire: Wire,
@@ -333,7 +333,7 @@ struct Stream {
 }
 
 impl Stream {
-    async fn run(&mut self) -> Result<(), Ended> {
+    async fn run(&mut self) -> Result<(), StreamEnded> {
         if let Fault::Flood(bytes) = self.script.fault {
             for _ in 0..bytes.div_ceil(1 << 16) {
                 self.send(vec![b'x'; 1 << 16]).await?;
@@ -352,7 +352,7 @@ impl Stream {
         self.close().await
     }
 
-    async fn open(&mut self) -> Result<(), Ended> {
+    async fn open(&mut self) -> Result<(), StreamEnded> {
         if self.wire == Wire::OpenAi {
             return self.chunk(json!({"role": "assistant", "content": ""})).await;
         }
@@ -377,7 +377,7 @@ impl Stream {
         self.event("content_block_start", json!({"index": 1, "content_block": block})).await
     }
 
-    async fn token(&mut self, is_reasoning: bool, word: &str) -> Result<(), Ended> {
+    async fn token(&mut self, is_reasoning: bool, word: &str) -> Result<(), StreamEnded> {
         sleep(self.script.pause).await;
         self.sent += 1;
         match (self.wire, is_reasoning) {
@@ -395,13 +395,13 @@ impl Stream {
     }
 
     /// Does what the script says after `at` tokens.
-    async fn fault_at(&mut self, at: usize) -> Result<(), Ended> {
+    async fn fault_at(&mut self, at: usize) -> Result<(), StreamEnded> {
         match self.script.fault {
             Fault::CutAfter(count) if count == at => self.cut().await,
-            Fault::EndAfter(count) if count == at => Err(Ended),
+            Fault::EndAfter(count) if count == at => Err(StreamEnded),
             Fault::SilentAfter(count) if count == at => {
                 self.sender.closed().await;
-                Err(Ended)
+                Err(StreamEnded)
             }
             Fault::BrokenFrameAfter(count) if count == at => self.send(b"data: {\"type\":\"conte\n\n".to_vec()).await,
             Fault::CutInToolCallAfter(count) if count == at => {
@@ -420,13 +420,13 @@ impl Stream {
                     }
                 };
                 sent?;
-                Err(Ended)
+                Err(StreamEnded)
             }
             _ => Ok(()),
         }
     }
 
-    async fn tool_call(&mut self) -> Result<(), Ended> {
+    async fn tool_call(&mut self) -> Result<(), StreamEnded> {
         let arguments = "{\"city\":\"Ber";
         match self.wire {
             Wire::Anthropic => {
@@ -443,7 +443,7 @@ impl Stream {
         }
     }
 
-    async fn close(&mut self) -> Result<(), Ended> {
+    async fn close(&mut self) -> Result<(), StreamEnded> {
         let has_usage = self.script.fault != Fault::NoUsage;
         let is_zero = self.script.fault == Fault::ZeroUsage;
         let output = if is_zero { 0 } else { self.sent };
@@ -475,13 +475,13 @@ impl Stream {
     }
 
     /// Breaks the connection inside the response, after its tokens have left.
-    async fn cut(&self) -> Result<(), Ended> {
+    async fn cut(&self) -> Result<(), StreamEnded> {
         sleep(FLUSH_TIME).await;
         self.sender.send(Err(io::Error::other("cut by the script"))).await.ok();
-        Err(Ended)
+        Err(StreamEnded)
     }
 
-    async fn event(&mut self, kind: &str, mut data: Value) -> Result<(), Ended> {
+    async fn event(&mut self, kind: &str, mut data: Value) -> Result<(), StreamEnded> {
         data["type"] = kind.into();
         if self.script.fault == Fault::OddMembers {
             data["usage"].as_object_mut().map(|usage| usage.insert("input_tokens".to_owned(), Value::Null));
@@ -492,7 +492,7 @@ impl Stream {
         self.send(format!("event: {kind}\ndata: {data}\n\n").into_bytes()).await
     }
 
-    async fn chunk(&mut self, delta: Value) -> Result<(), Ended> {
+    async fn chunk(&mut self, delta: Value) -> Result<(), StreamEnded> {
         let choice = json!({"index": 0, "delta": delta, "finish_reason": null});
         if self.script.fault == Fault::OddMembers {
             let other = json!({"index": 1, "delta": {"content": {}}, "finish_reason": 1});
@@ -502,16 +502,16 @@ impl Stream {
         self.data(&json!({"choices": [choice]})).await
     }
 
-    async fn data(&mut self, data: &Value) -> Result<(), Ended> {
+    async fn data(&mut self, data: &Value) -> Result<(), StreamEnded> {
         self.send(format!("data: {data}\n\n").into_bytes()).await
     }
 
-    async fn send(&mut self, bytes: Vec<u8>) -> Result<(), Ended> {
+    async fn send(&mut self, bytes: Vec<u8>) -> Result<(), StreamEnded> {
         if self.script.fault == Fault::SilentAfterFrames(self.frames) {
             self.sender.closed().await;
-            return Err(Ended);
+            return Err(StreamEnded);
         }
         self.frames += 1;
-        self.sender.send(Ok(bytes.into())).await.map_err(|_| Ended)
+        self.sender.send(Ok(bytes.into())).await.map_err(|_| StreamEnded)
     }
 }

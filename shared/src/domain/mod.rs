@@ -114,7 +114,7 @@ pub use turn::{MessageRole, StopReason, Turn, TurnCaller, TurnStatus, TurnUsage}
 pub use turn_error::TurnError;
 pub use usage::{MAX_CLOCK_AHEAD, MAX_USAGE_AGE, MonthUsage, Quantity, Reference, Tally, UsageEvent, UsageKind};
 pub use webhook::{
-    Attempt, Delivery, DeliveryStatus, DisabledReason, EventTypes, Failing, MAX_CLOCK_SKEW, WebhookEndpoint,
+    Attempt, Delivery, DeliveryStatus, DisabledReason, EventTypes, FailureStreak, MAX_CLOCK_SKEW, WebhookEndpoint,
     WebhookEndpointPatch, next_attempt,
 };
 pub use webhook_signature::{Signatures, WebhookSecret};

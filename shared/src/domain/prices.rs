@@ -144,7 +144,7 @@ pub enum PriceProblem {
     Repeated,
     #[error("{0} is required")]
     Missing(&'static str),
-    #[error("{0} must be a whole number of nano-cents from 0 to {max}", max = u32::MAX)]
+    #[error("{0} must be an integer of nano-cents from 0 to {max}", max = u32::MAX)]
     Number(&'static str),
     #[error("use `*` only as the whole name; dated names get the price of their family")]
     Pattern,
@@ -949,7 +949,7 @@ mod tests {
         let message = |json: &str| parse(json).unwrap_err().to_string();
         assert_eq!(
             message(r#"{"acme-1": {"input": 7.5, "output": 1}}"#),
-            "has an invalid entry acme-1: input must be a whole number of nano-cents from 0 to 4294967295"
+            "has an invalid entry acme-1: input must be an integer of nano-cents from 0 to 4294967295"
         );
         assert_eq!(
             message(r#"{"gpt-4*": {"input": 1, "output": 1}}"#),

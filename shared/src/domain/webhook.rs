@@ -200,7 +200,7 @@ impl From<EventTypes> for Vec<String> {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failing {
+pub struct FailureStreak {
     /// Failed attempts in a row.
     #[serde(rename = "failures", default)]
     pub count: u32,
@@ -209,7 +209,7 @@ pub struct Failing {
     pub since: Option<Timestamp>,
 }
 
-impl Failing {
+impl FailureStreak {
     #[must_use]
     pub fn with_failure(self, now: Timestamp) -> Self {
         Self { count: self.count.saturating_add(1), since: self.since.or(Some(now)) }
@@ -352,14 +352,14 @@ mod tests {
 
     #[test]
     fn endpoint_is_disabled_after_a_day_of_failures() {
-        let mut failing = Failing::default();
+        let mut failing = FailureStreak::default();
         for minute in 0..25 {
             failing = failing.with_failure(noon().plus(Duration::from_mins(minute)));
         }
         let day = Duration::from_hours(24);
         assert!(!failing.should_disable(noon().plus(Duration::from_millis(24 * 3_600_000 - 1))));
         assert!(failing.should_disable(noon().plus(day)));
-        let few = Failing { count: 24, ..failing };
+        let few = FailureStreak { count: 24, ..failing };
         assert!(!few.should_disable(noon().plus(day * 9)));
     }
 

@@ -16,7 +16,10 @@ use base64::{
 use http::{HeaderMap, StatusCode};
 use secrecy::ExposeSecret;
 
-use super::{Access, Answer, Call, CallerIdentity, Error, Route, answer::AnswerBody, call::RequestMeta, json::Json};
+use super::{
+    Access, ApiResponse, Call, CallerIdentity, Error, Route, api_response::ApiResponseBody, call::RequestMeta,
+    json::Json,
+};
 use crate::{
     app::App,
     domain::{Id, SECRET_REVEAL_PERIOD},
@@ -112,7 +115,7 @@ where
     /// handler. A response that shows a secret is returned only to a caller that is still
     /// authorized: its key may have ended since the gateway's verdict, even through the first run
     /// of this request.
-    pub async fn replay(&self, app: &App) -> Result<Option<Answer<R::Output>>, Error> {
+    pub async fn replay(&self, app: &App) -> Result<Option<ApiResponse<R::Output>>, Error> {
         let Some(key) = &self.idempotency else {
             return Ok(None);
         };
@@ -138,7 +141,7 @@ where
         let status = StatusCode::from_u16(record.status).map_err(|_| corrupt("status"))?;
         let sealed = BASE64_STANDARD_NO_PAD.decode(&record.sealed_body).map_err(|_| corrupt("body encoding"))?;
         let body = key.seal.open(key.hash.as_bytes(), &sealed).map_err(|_| corrupt("sealed body"))?;
-        Ok(Some(Answer::from_bytes(status, body.to_vec())))
+        Ok(Some(ApiResponse::from_bytes(status, body.to_vec())))
     }
 
     /// Stages the record of the response in the transaction that creates `resource`.
@@ -146,14 +149,14 @@ where
         &self,
         app: &App,
         transaction: &mut Transaction,
-        answer: &Answer<R::Output>,
+        answer: &ApiResponse<R::Output>,
         resource: Id,
         reveals: Reveals,
     ) -> Result<(), Error> {
         let Some(key) = &self.idempotency else {
             return Ok(());
         };
-        let AnswerBody::Bytes(body) = &answer.body else {
+        let ApiResponseBody::Bytes(body) = &answer.body else {
             return Err(Error::Internal("a streamed response cannot be remembered".to_owned()));
         };
         let mut nonce = [0; 12];

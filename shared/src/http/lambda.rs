@@ -8,7 +8,7 @@ use lambda_http::{Body, Request, aws_lambda_events::apigw::ApiGatewayProxyRespon
 use lambda_runtime::{FunctionResponse, LambdaEvent, MetadataPrelude, StreamResponse, service_fn};
 
 use super::{
-    Access, Answer, AnyQuery, AuthorizationRequest, Call, Cors, Error, GatewayEvent, NoBody, Public, ResponseBody,
+    Access, AnyQuery, ApiResponse, AuthorizationRequest, Call, Cors, Error, GatewayEvent, NoBody, Public, ResponseBody,
     Route, serve,
 };
 use crate::{
@@ -190,8 +190,8 @@ impl Route for Preflight {
     type Body = NoBody;
     type Output = ();
 
-    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<()>, Error> {
-        Ok(Answer::no_content())
+    async fn handle(_: &App, _: &Call<Self>) -> Result<ApiResponse<()>, Error> {
+        Ok(ApiResponse::no_content())
     }
 }
 
@@ -207,7 +207,7 @@ impl Route for Unlisted {
     type Body = NoBody;
     type Output = ();
 
-    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<()>, Error> {
+    async fn handle(_: &App, _: &Call<Self>) -> Result<ApiResponse<()>, Error> {
         Err(Error::UnknownRoute)
     }
 }

@@ -10,7 +10,7 @@
 //! `OpenAPI` list. A new resource also needs a type in `resources`.
 
 mod access;
-mod answer;
+mod api_response;
 mod authorizer_context;
 mod body;
 mod call;
@@ -39,7 +39,7 @@ pub use self::{
         ProjectAccess, ProjectScoped, Provision, Public, Read, Releases, ReportUsage, RequiredCredential,
         RequiredScope, SessionCaller, Validate, Write,
     },
-    answer::{Answer, Revealed, Verbatim},
+    api_response::{ApiResponse, Revealed, Verbatim},
     authorizer_context::{AuthorizerContext, ContextError},
     body::{NoBody, NoFields, UncheckedText, null_as_default, present},
     call::Call,

@@ -8,10 +8,10 @@ use utoipa::ToSchema;
 
 use crate::domain::{
     AlertPercents, AllowedCidrs, ApiKey, ArtifactUrl, Attempt, AuditEvent, Budget, BudgetVerdict, BuildKind, Cap,
-    CapKind, Chain, CommitSha, Delivery, DeliveryStatus, DisabledReason, EndpointUrl, EventType, EventTypes, Failing,
-    Id, ImageRef, KeyStatus, Metadata, ModelId, ModelKey, Month, MonthUsage, Name, Organization, OutboundUrl, Plan,
-    Prefix, Project, Provider, Release, ReleaseStatus, Scope, ScopeSet, Slug, StripeCustomerId, SubscriptionStatus,
-    Tally, Timestamp, Version, WebhookEndpoint, public_event_id,
+    CapKind, Chain, CommitSha, Delivery, DeliveryStatus, DisabledReason, EndpointUrl, EventType, EventTypes,
+    FailureStreak, Id, ImageRef, KeyStatus, Metadata, ModelId, ModelKey, Month, MonthUsage, Name, Organization,
+    OutboundUrl, Plan, Prefix, Project, Provider, Release, ReleaseStatus, Scope, ScopeSet, Slug, StripeCustomerId,
+    SubscriptionStatus, Tally, Timestamp, Version, WebhookEndpoint, public_event_id,
 };
 
 /// An API key. Every field is present.
@@ -166,7 +166,7 @@ pub struct WebhookEndpointResource {
 impl WebhookEndpointResource {
     /// Creates the view for a caller with these scopes. The URL's query needs scope `admin`,
     /// because receivers put keys there.
-    pub fn new(endpoint: WebhookEndpoint, failing: Failing, scopes: ScopeSet) -> Self {
+    pub fn new(endpoint: WebhookEndpoint, failing: FailureStreak, scopes: ScopeSet) -> Self {
         Self {
             enabled: endpoint.is_enabled(),
             id: endpoint.id,

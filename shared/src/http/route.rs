@@ -3,7 +3,7 @@ use std::{future::Future, time::Duration};
 use lambda_http::aws_lambda_events::query_map::QueryMap;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Access, Answer, Call, Cors, Error};
+use super::{Access, ApiResponse, Call, Cors, Error};
 use crate::{
     app::App,
     config::{self, Secret},
@@ -59,7 +59,7 @@ pub trait Route: Sized + Send + Sync + 'static {
 
     /// Handles the request. It runs again after a write conflict ([`Error::WriteConflict`]), so it
     /// keeps no state between attempts.
-    fn handle(app: &App, call: &Call<Self>) -> impl Future<Output = Result<Answer<Self::Output>, Error>> + Send;
+    fn handle(app: &App, call: &Call<Self>) -> impl Future<Output = Result<ApiResponse<Self::Output>, Error>> + Send;
 }
 
 /// A type that is parsed from the path's variables. `None` results in a 404.

@@ -15,10 +15,10 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    Access, Answer, AuthorizationRequest, AuthorizerContext, Call, CallerIdentity, Error, FromPath, ResponseBody,
+    Access, ApiResponse, AuthorizationRequest, AuthorizerContext, Call, CallerIdentity, Error, FromPath, ResponseBody,
     Route, access,
     access::Signed,
-    answer::AnswerBody,
+    api_response::ApiResponseBody,
     call::RequestMeta,
     idempotency::IdempotencyKey,
     json::{self, Json},
@@ -52,7 +52,7 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<ResponseBo
     let key_ids = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
 
     let outcome = if R::CORS.is_some() && !R::STREAMS && request.method() == Method::OPTIONS {
-        Ok((StatusCode::NO_CONTENT, AnswerBody::Bytes(Vec::new())))
+        Ok((StatusCode::NO_CONTENT, ApiResponseBody::Bytes(Vec::new())))
     } else {
         let caller = access::authorize_address(caller, meta.address());
         let deadline = app.deadlines.scale(R::DEADLINE);
@@ -61,7 +61,7 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<ResponseBo
                 .inspect(|answer| {
                     let status = answer.status.as_u16();
                     debug_assert!(status == R::STATUS || R::FURTHER_STATUSES.contains(&status), "{}", R::NAME);
-                    debug_assert!(R::STREAMS || matches!(answer.body, AnswerBody::Bytes(_)), "{}", R::NAME);
+                    debug_assert!(R::STREAMS || matches!(answer.body, ApiResponseBody::Bytes(_)), "{}", R::NAME);
                 })
                 .map(|answer| (answer.status, answer.body))
                 .map_err(|error| error.scrubbed(&meta)),
@@ -79,7 +79,7 @@ async fn authorize_and_run<R: Route>(
     request: &Request,
     caller: Option<AuthorizerContext>,
     meta: &Arc<RequestMeta>,
-) -> Result<Answer<R::Output>, Error> {
+) -> Result<ApiResponse<R::Output>, Error> {
     let variables = request.path_parameters_ref();
     let project = variables.and_then(|variables| variables.first("ref"));
     let signed = Some(Signed { headers: request.headers(), body: request.body().as_ref(), body_max: R::BODY_MAX });
@@ -198,7 +198,7 @@ fn is_plain(request_id: &str) -> bool {
 fn log<R: Route>(
     meta: &RequestMeta,
     key_ids: Option<(Id, Id)>,
-    outcome: &Result<(StatusCode, AnswerBody), Error>,
+    outcome: &Result<(StatusCode, ApiResponseBody), Error>,
     started: Instant,
 ) {
     let status = outcome.as_ref().map_or_else(Error::status, |(status, _)| *status).as_u16();
@@ -215,14 +215,14 @@ fn log<R: Route>(
 }
 
 fn respond<R: Route>(
-    outcome: Result<(StatusCode, AnswerBody), Error>,
+    outcome: Result<(StatusCode, ApiResponseBody), Error>,
     request_id: &str,
     started: Instant,
 ) -> Response<ResponseBody> {
     let (content_type, cache_control, further) = match &outcome {
         // Responses may hold secrets or short-lived state. A route may override this header.
-        Ok((_, AnswerBody::Bytes(_))) => (R::CONTENT_TYPE, Some("no-store"), R::HEADERS),
-        Ok((_, AnswerBody::Events(_))) => (EVENT_STREAM, Some("no-cache, no-transform"), UNBUFFERED),
+        Ok((_, ApiResponseBody::Bytes(_))) => (R::CONTENT_TYPE, Some("no-store"), R::HEADERS),
+        Ok((_, ApiResponseBody::Events(_))) => (EVENT_STREAM, Some("no-cache, no-transform"), UNBUFFERED),
         // A cache may keep a 404 for a resource that is created later.
         Err(_) => ("application/json", Some("no-store"), &[][..]),
     };
@@ -230,12 +230,12 @@ fn respond<R: Route>(
     let (status, body) = outcome.unwrap_or_else(|error| {
         let mut body = error.body();
         body["request_id"] = Value::from(request_id);
-        (error.status(), AnswerBody::Bytes(body.to_string().into_bytes()))
+        (error.status(), ApiResponseBody::Bytes(body.to_string().into_bytes()))
     });
-    let is_empty = matches!(&body, AnswerBody::Bytes(body) if body.is_empty());
+    let is_empty = matches!(&body, ApiResponseBody::Bytes(body) if body.is_empty());
     let mut response = Response::new(match body {
-        AnswerBody::Bytes(body) => ResponseBody::complete(body),
-        AnswerBody::Events(events) => {
+        ApiResponseBody::Bytes(body) => ResponseBody::complete(body),
+        ApiResponseBody::Events(events) => {
             ResponseBody::stream(events, R::KEEP_ALIVE, StreamLog::new(R::NAME, request_id, started))
         }
     });

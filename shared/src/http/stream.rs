@@ -63,10 +63,10 @@ pub struct EventStream(mpsc::Receiver<Bytes>);
 
 /// The body of a response. Its size is known unless it is a stream.
 #[derive(Debug)]
-pub struct ResponseBody(Content);
+pub struct ResponseBody(BodyContent);
 
 #[derive(Debug)]
-enum Content {
+enum BodyContent {
     Complete(Bytes),
     Stream(Box<LiveStream>),
 }
@@ -92,7 +92,7 @@ pub(super) struct StreamLog {
 
 impl ResponseBody {
     pub(super) fn complete(body: Vec<u8>) -> Self {
-        Self(Content::Complete(body.into()))
+        Self(BodyContent::Complete(body.into()))
     }
 
     pub(super) fn stream(events: EventStream, keep_alive: &'static str, log: StreamLog) -> Self {
@@ -101,7 +101,7 @@ impl ResponseBody {
 
     fn with_interval(events: EventStream, keep_alive: &'static str, log: StreamLog, interval: Duration) -> Self {
         let silence = Box::pin(sleep(interval));
-        Self(Content::Stream(Box::new(LiveStream { events, keep_alive, interval, silence, log })))
+        Self(BodyContent::Stream(Box::new(LiveStream { events, keep_alive, interval, silence, log })))
     }
 }
 
@@ -114,20 +114,20 @@ impl Body for ResponseBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let chunk = match &mut self.0 {
-            Content::Complete(body) => Some(std::mem::take(body)).filter(|body| !body.is_empty()),
-            Content::Stream(stream) => ready!(stream.poll_chunk(context)),
+            BodyContent::Complete(body) => Some(std::mem::take(body)).filter(|body| !body.is_empty()),
+            BodyContent::Stream(stream) => ready!(stream.poll_chunk(context)),
         };
         Poll::Ready(chunk.map(|chunk| Ok(Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(&self.0, Content::Complete(body) if body.is_empty())
+        matches!(&self.0, BodyContent::Complete(body) if body.is_empty())
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Content::Complete(body) => SizeHint::with_exact(body.len() as u64),
-            Content::Stream(_) => SizeHint::default(),
+            BodyContent::Complete(body) => SizeHint::with_exact(body.len() as u64),
+            BodyContent::Stream(_) => SizeHint::default(),
         }
     }
 }

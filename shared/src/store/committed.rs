@@ -164,20 +164,20 @@ pub(super) fn read_committed(item: &Item) -> Result<Tally, StoreError> {
 
 /// Returns the totals minus the committed numbers of an item without [`COMPLETE`]. Concurrent writes of
 /// totals change both by the same amount.
-pub(super) fn missing(item: &Item) -> Result<Change, StoreError> {
-    Ok(Change::from(&read_totals(item)?) - Change::from(&read_committed(item)?))
+pub(super) fn missing(item: &Item) -> Result<CommittedChange, StoreError> {
+    Ok(CommittedChange::from(&read_totals(item)?) - CommittedChange::from(&read_committed(item)?))
 }
 
 /// A change of the committed numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Change {
+pub(super) struct CommittedChange {
     input_tokens: i128,
     output_tokens: i128,
     /// In nano-cents.
     cost: i128,
 }
 
-impl Change {
+impl CommittedChange {
     /// Returns each attribute and its change.
     pub(super) fn attributes(self) -> [(&'static str, i128); 4] {
         let total = self.input_tokens.saturating_add(self.output_tokens);
@@ -190,7 +190,7 @@ impl Change {
     }
 }
 
-impl From<&Tally> for Change {
+impl From<&Tally> for CommittedChange {
     fn from(tally: &Tally) -> Self {
         Self {
             input_tokens: signed(tally.all_input_tokens()),
@@ -200,7 +200,7 @@ impl From<&Tally> for Change {
     }
 }
 
-impl From<Amount> for Change {
+impl From<Amount> for CommittedChange {
     fn from(amount: Amount) -> Self {
         Self {
             input_tokens: amount.input_tokens.into(),
@@ -210,7 +210,7 @@ impl From<Amount> for Change {
     }
 }
 
-impl Sub for Change {
+impl Sub for CommittedChange {
     type Output = Self;
 
     fn sub(self, other: Self) -> Self {
@@ -275,14 +275,14 @@ mod tests {
     fn missing_change_is_totals_without_committed() {
         let old = item([("i", 10), ("r", 20), ("w", 30), ("o", 4), ("c", 500), ("ki", 15), ("kc", 100)]);
         assert_eq!(missing(&old).unwrap().attributes(), [("ki", 45), ("ko", 4), ("kt", 49), ("kc", 400)]);
-        assert_eq!(missing(&Item::new()).unwrap(), Change::default());
+        assert_eq!(missing(&Item::new()).unwrap(), CommittedChange::default());
     }
 
     #[test]
     fn change_may_be_negative() {
         let spent = Tally { input_tokens: 476, output_tokens: 24, cost: 7, ..Tally::default() };
         let held = Amount { cost: 10, ..AMOUNT };
-        let change = Change::from(&spent) - held.into();
+        let change = CommittedChange::from(&spent) - held.into();
         assert_eq!(change.attributes(), [("ki", 0), ("ko", -1_000), ("kt", -1_000), ("kc", -3)]);
     }
 }

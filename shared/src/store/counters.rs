@@ -22,7 +22,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::{
     Conflict, Item, StoreError, Transaction,
-    committed::{Amount, Change},
+    committed::{Amount, CommittedChange},
     table::Key,
     table::Table,
 };
@@ -131,7 +131,7 @@ pub(super) const fn item_of_model(number: usize) -> usize {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Part {
+pub(super) enum CounterPart {
     Whole,
     Day(u8),
     Model(usize),
@@ -139,14 +139,14 @@ pub(super) enum Part {
 
 /// One attribute: a part, and the index of one of its sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Counter(Part, usize);
+struct Counter(CounterPart, usize);
 
 impl fmt::Display for Counter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Part::Whole => f.write_str(SUMS[self.1]),
-            Part::Day(day) => write!(f, "{}{}", SUMS_OF_DAY[self.1], to_base(day.into())),
-            Part::Model(number) => write!(f, "{}{}", SUMS_OF_MODEL[self.1], to_base(number)),
+            CounterPart::Whole => f.write_str(SUMS[self.1]),
+            CounterPart::Day(day) => write!(f, "{}{}", SUMS_OF_DAY[self.1], to_base(day.into())),
+            CounterPart::Model(number) => write!(f, "{}{}", SUMS_OF_MODEL[self.1], to_base(number)),
         }
     }
 }
@@ -157,13 +157,13 @@ impl Counter {
         let (sum, suffix) = name.split_at_checked(1)?;
         let index_in = |names: &[&str]| names.iter().position(|name| *name == sum);
         if let Some(sum) = index_in(&SUMS_OF_DAY) {
-            return Some(Self(Part::Day(u8::from_str_radix(suffix, BASE).ok()?), sum));
+            return Some(Self(CounterPart::Day(u8::from_str_radix(suffix, BASE).ok()?), sum));
         }
         if suffix.is_empty() {
-            return Some(Self(Part::Whole, index_in(&SUMS)?));
+            return Some(Self(CounterPart::Whole, index_in(&SUMS)?));
         }
         let sum = index_in(&SUMS_OF_MODEL)?;
-        Some(Self(Part::Model(usize::from_str_radix(suffix, BASE).ok()?), sum))
+        Some(Self(CounterPart::Model(usize::from_str_radix(suffix, BASE).ok()?), sum))
     }
 }
 
@@ -183,8 +183,8 @@ pub(super) struct Inline(BTreeSet<usize>);
 impl Inline {
     pub(super) fn read(item: &Item) -> Self {
         let models = item.keys().filter_map(|name| match Counter::parse(name)?.0 {
-            Part::Model(number) => Some(number),
-            Part::Whole | Part::Day(_) => None,
+            CounterPart::Model(number) => Some(number),
+            CounterPart::Whole | CounterPart::Day(_) => None,
         });
         Self(models.collect())
     }
@@ -208,15 +208,15 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    pub(super) fn add(&mut self, event: &UsageEvent, part: Part) {
-        if part == Part::Whole {
+    pub(super) fn add(&mut self, event: &UsageEvent, part: CounterPart) {
+        if part == CounterPart::Whole {
             self.totals.add(event);
         }
         let quantity = event.quantity.get().into();
         let priced = match (event.cost, part) {
             (Some(cost), _) => (COST, cost),
-            (None, Part::Model(_)) => (UNPRICED, quantity),
-            (None, Part::Whole | Part::Day(_)) => (COST, 0),
+            (None, CounterPart::Model(_)) => (UNPRICED, quantity),
+            (None, CounterPart::Whole | CounterPart::Day(_)) => (COST, 0),
         };
         for (sum, amount) in [(sum_of(event.kind), quantity), priced] {
             if amount > 0 {
@@ -238,7 +238,7 @@ impl Sums {
 
     pub(super) fn stage(&self, transaction: &mut Transaction, key: &Key) -> Result<(), StoreError> {
         let held = self.released.as_ref().map_or(Amount::default(), |(_, held)| *held);
-        let committed = Change::from(&self.totals) - held.into();
+        let committed = CommittedChange::from(&self.totals) - held.into();
         transaction.update(Table::Usage, key, Conflict::Changed, |mut update| {
             let committed = committed.attributes().into_iter().filter(|(_, change)| *change != 0);
             let counters = self.counters.iter().map(|(counter, amount)| (counter.to_string(), amount.to_string()));
@@ -279,9 +279,9 @@ pub(super) fn read_counters(item: &Item, models: &Models, usage: &mut MonthUsage
         let (Ok(number), Some(Counter(part, sum))) = (value.as_n(), Counter::parse(name)) else { continue };
         let amount: u128 = number.parse().map_err(|_| StoreError::Fault(format!("counter {name} is not a number")))?;
         let tally = match part {
-            Part::Whole => &mut usage.totals,
-            Part::Day(day) => usage.by_day.entry(day).or_default(),
-            Part::Model(number) => match models.name(number) {
+            CounterPart::Whole => &mut usage.totals,
+            CounterPart::Day(day) => usage.by_day.entry(day).or_default(),
+            CounterPart::Model(number) => match models.name(number) {
                 Some(model) if sum == UNPRICED => {
                     let tokens = usage.unpriced.entry(model.to_owned()).or_default();
                     *tokens = tokens.saturating_add(amount);
@@ -320,11 +320,11 @@ mod tests {
 
     #[test]
     fn counter_names_are_unique_and_round_trip() {
-        let days = (1..=31).map(Part::Day);
-        let models = (0..MAX_MODELS + BUILT_IN.len()).map(Part::Model);
+        let days = (1..=31).map(CounterPart::Day);
+        let models = (0..MAX_MODELS + BUILT_IN.len()).map(CounterPart::Model);
         let mut names = BTreeSet::new();
-        for part in days.chain(models).chain([Part::Whole]) {
-            let sums = if matches!(part, Part::Model(_)) { SUMS_OF_MODEL.len() } else { SUMS.len() };
+        for part in days.chain(models).chain([CounterPart::Whole]) {
+            let sums = if matches!(part, CounterPart::Model(_)) { SUMS_OF_MODEL.len() } else { SUMS.len() };
             for sum in 0..sums {
                 let counter = Counter(part, sum);
                 let name = counter.to_string();

@@ -14,7 +14,7 @@ use super::{
     outbox::condition_held,
     table::{Key, Table},
 };
-use crate::domain::{Failing, Id, MAX_CLOCK_SKEW, Timestamp};
+use crate::domain::{FailureStreak, Id, MAX_CLOCK_SKEW, Timestamp};
 
 /// The right to serve an endpoint's queue until a point in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,14 +25,14 @@ pub struct Lease {
     /// The version of the queue that was read last. The next query for deliveries returns
     /// everything that was added before.
     version: u64,
-    pub failing: Failing,
+    pub failing: FailureStreak,
 }
 
 #[derive(Deserialize)]
 struct QueueState {
     version: u64,
     #[serde(flatten)]
-    failing: Failing,
+    failing: FailureStreak,
 }
 
 impl Lease {
@@ -188,7 +188,7 @@ impl Transaction {
     /// Counts a failure, or clears the failures after a success. Stages no write if there is
     /// nothing to clear.
     pub(super) fn update_failures(&mut self, lease: &Lease, succeeded: bool, at: Timestamp) -> Result<(), StoreError> {
-        if succeeded && lease.failing == Failing::default() {
+        if succeeded && lease.failing == FailureStreak::default() {
             return Ok(());
         }
         self.update(Table::Outbox, &lease.queue(), Conflict::Changed, |update| {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Item, Store, StoreError,
     batch::BatchKeys,
-    committed::{Amount, COMPLETE, Change, attribute, hold_attribute, missing, read_committed, read_hold},
+    committed::{Amount, COMPLETE, CommittedChange, attribute, hold_attribute, missing, read_committed, read_hold},
     table::{Key, Table},
 };
 use crate::domain::{Budget, CapKind, CapOwner, Exhausted, Id, Month};
@@ -209,7 +209,7 @@ impl Store {
         after: Amount,
         limits: &[(CapKind, i128)],
     ) -> Result<Option<Item>, StoreError> {
-        let (mut update, add) = self.add_committed(&hold.key, Change::from(after) - before.into());
+        let (mut update, add) = self.add_committed(&hold.key, CommittedChange::from(after) - before.into());
         let mut conditions = vec![format!("attribute_exists({COMPLETE})")];
         if before.is_zero() {
             conditions.push("attribute_not_exists(#hold)".to_owned());
@@ -265,7 +265,7 @@ impl Store {
 
     /// Starts an update that adds `change` to the committed numbers. Returns it with its `ADD`
     /// clause.
-    fn add_committed(&self, key: &Key, change: Change) -> (UpdateItemFluentBuilder, String) {
+    fn add_committed(&self, key: &Key, change: CommittedChange) -> (UpdateItemFluentBuilder, String) {
         let update = self.client.update_item().table_name(self.table(Table::Usage)).set_key(Some(key.attributes()));
         let attributes = change.attributes();
         let clauses = attributes.map(|(name, _)| format!("{name} :{name}")).join(", ");

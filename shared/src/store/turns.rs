@@ -321,7 +321,7 @@ impl Transaction {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         #[derive(Serialize)]
-        struct RunningTurn<'a> {
+        struct ClaimedTurn<'a> {
             #[serde(flatten)]
             turn: &'a Turn,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -343,7 +343,7 @@ impl Transaction {
                 .expression_attribute_values(":now", AttributeValue::S(now.to_string()))
                 .expression_attribute_values(":read", number(session.turns))
         })?;
-        let running = RunningTurn {
+        let running = ClaimedTurn {
             turn,
             reservation: reservation.map(json).transpose()?,
             due_shard: session_shard(TURN_SHARDS, &session.id),

@@ -21,7 +21,9 @@ use serde::Serialize;
 
 use super::{
     Amount, Conflict, Item, Reservation, Store, StoreError, Transaction,
-    counters::{Inline, MODEL_ITEMS, Models, Part, Sums, further_items, item_of_model, read_counters, read_totals},
+    counters::{
+        CounterPart, Inline, MODEL_ITEMS, Models, Sums, further_items, item_of_model, read_counters, read_totals,
+    },
     decode,
     table::{Key, Table},
 };
@@ -397,12 +399,12 @@ impl Batch {
         let mut used = BTreeSet::new();
         for AssignedEvent { event, inline } in &self.events {
             stage_event(transaction, organization, event, now)?;
-            let (lineage, day) = (lineage_month(event), Part::Day(event.occurred_at.day()));
+            let (lineage, day) = (lineage_month(event), CounterPart::Day(event.occurred_at.day()));
             let number = models.entry(lineage.0).or_default().number(event);
-            let (model, item) = (Part::Model(number), item_of_model(number));
+            let (model, item) = (CounterPart::Model(number), item_of_model(number));
             let lineage_sums = lineages.entry(lineage).or_default();
             for sums in [totals.entry(lineage.0).or_default(), &mut *lineage_sums] {
-                sums.add(event, Part::Whole);
+                sums.add(event, CounterPart::Whole);
                 sums.add(event, day);
             }
             by_model.entry((lineage.0, item)).or_default().add(event, model);

@@ -11,7 +11,7 @@ use super::{
     required_text,
     table::{ABOVE_IDS, Key, Table, delivery_queues_partition, padded, parse_padded, webhook_endpoints_partition},
 };
-use crate::domain::{Failing, Id, Kid, Kind, Timestamp, WebhookEndpoint};
+use crate::domain::{FailureStreak, Id, Kid, Kind, Timestamp, WebhookEndpoint};
 
 const MAX_ENDPOINTS: u32 = 20;
 
@@ -68,7 +68,7 @@ impl Store {
 
     /// Returns the recent failures of the organization's endpoints. Endpoints without a readable
     /// queue are omitted.
-    pub async fn failing_webhook_endpoints(&self, organization: Id) -> Result<HashMap<Id, Failing>, StoreError> {
+    pub async fn failing_webhook_endpoints(&self, organization: Id) -> Result<HashMap<Id, FailureStreak>, StoreError> {
         let items = self.items_by_id(Table::Outbox, delivery_queues_partition(organization)).await?;
         let failing = |item: Item| {
             let endpoint = parse_padded(required_text(&item, "sk").ok()?);
@@ -78,7 +78,7 @@ impl Store {
         Ok(items.into_iter().filter_map(failing).collect())
     }
 
-    pub async fn failing_webhook_endpoint(&self, organization: Id, endpoint: Id) -> Result<Failing, StoreError> {
+    pub async fn failing_webhook_endpoint(&self, organization: Id, endpoint: Id) -> Result<FailureStreak, StoreError> {
         let failing = self.get(Table::Outbox, Key::delivery_queue(organization, endpoint)).await?;
         Ok(failing.unwrap_or_default())
     }

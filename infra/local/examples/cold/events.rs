@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     aws,
-    fixture::{ADDRESS, Fixture, HOST, IDEMPOTENCY_KEY, METHOD_ARN, STRIPE_SECRET, id, log, message},
+    fixture::{ADDRESS, Fixture, HOST, IDEMPOTENCY_KEY, METHOD_ARN, STRIPE_SECRET, id, message, status_report},
 };
 
 /// An event for a function, and the expected result.
@@ -164,7 +164,7 @@ pub(crate) async fn event(fixture: &Fixture, case: &str, number: usize) -> Resul
     }
     if case == "projects-whoami" {
         let request = Request::get("/v1/projects/{ref}/whoami").variable("ref", "site");
-        let event = request.event(&fixture.session, &fixture.session_context, &[]);
+        let event = request.event(&fixture.session_token, &fixture.session_token_context, &[]);
         return Ok(Event { event, expected: Expected::Field(200, "kind", json!("session")) });
     }
     if let Some(event) = session_event(fixture, case) {
@@ -198,7 +198,7 @@ fn session_event(fixture: &Fixture, function: &str) -> Option<Event> {
         "turn-streams" => (Request::get("/v1/sessions/{id}/stream"), vec![], Expected::Stream),
         _ => return None,
     };
-    let request = request.variable("id", &fixture.conversation);
+    let request = request.variable("id", &fixture.session_id);
     Some(Event { event: request.event(&fixture.admin, &fixture.admin_context, &headers), expected })
 }
 
@@ -362,7 +362,7 @@ async fn service_event(fixture: &Fixture, function: &str, number: usize) -> Resu
         }
         "internal-releases-status" => {
             let release = fixture.deploy("0a1b2c3d").await?;
-            (Request::post("/v1/internal/releases/{id}/status", log("3")).variable("id", release), 200)
+            (Request::post("/v1/internal/releases/{id}/status", status_report("3")).variable("id", release), 200)
         }
         "internal-usage-events-create" => {
             field = Some(("accepted", json!(1)));
@@ -425,7 +425,7 @@ async fn worker_event(fixture: &Fixture, case: &str, number: usize) -> Result<Op
     };
     Ok(Some(match case {
         "authorizer: API key" => token(&fixture.admin),
-        "authorizer: session token" => token(&fixture.session),
+        "authorizer: session token" => token(&fixture.session_token),
         "worker-audit-chain" => {
             change(number).await?;
             schedule()

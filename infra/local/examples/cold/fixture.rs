@@ -35,12 +35,12 @@ pub(crate) struct Fixture {
     pub(crate) runner: Runner,
     pub(crate) organization: u64,
     pub(crate) admin: String,
-    pub(crate) session: String,
+    pub(crate) session_token: String,
     /// The authorizer's contexts for the admin key and for the session token.
     pub(crate) admin_context: Value,
-    pub(crate) session_context: Value,
+    pub(crate) session_token_context: Value,
     /// The id of a session with a turn that [`message`] and [`IDEMPOTENCY_KEY`] started.
-    pub(crate) conversation: String,
+    pub(crate) session_id: String,
     /// Ids of the organization's resources by kind.
     pub(crate) ids: BTreeMap<&'static str, u64>,
     aws: Aws,
@@ -77,10 +77,10 @@ impl Fixture {
         let mut fixture = Self {
             organization: runner.bootstrap.organization.id.get(),
             admin: runner.bootstrap.api_key.as_ref().context("no first key")?.expose().to_owned(),
-            session: String::new(),
+            session_token: String::new(),
             admin_context: Value::Null,
-            session_context: Value::Null,
-            conversation: String::new(),
+            session_token_context: Value::Null,
+            session_id: String::new(),
             ids: BTreeMap::new(),
             aws: Aws::start(&secrets).await?,
             client: reqwest::Client::new(),
@@ -100,7 +100,8 @@ impl Fixture {
         self.post("/v1/model_keys", openai).await?;
         for commit in ["9fceb02", "b1973e0"] {
             let release = self.deploy(commit).await?;
-            self.service(Method::POST, &format!("/v1/internal/releases/{release}/status"), log(commit)).await?;
+            self.service(Method::POST, &format!("/v1/internal/releases/{release}/status"), status_report(commit))
+                .await?;
         }
         let settings = json!({ "url": "https://hooks.example.com", "event_types": ["webhook_endpoint.disabled"] });
         let endpoint = self.post("/v1/webhook_endpoints", settings.clone()).await?;
@@ -111,7 +112,7 @@ impl Fixture {
         let organization = format!("/v1/internal/organizations/{}", self.organization);
         self.service(Method::PATCH, &organization, json!({ "stripe_customer_id": "cus_1" })).await?;
         let minted = self.post("/v1/agent_projects/site/session_tokens", json!({})).await?;
-        minted["token"].as_str().context("no token")?.clone_into(&mut self.session);
+        minted["token"].as_str().context("no token")?.clone_into(&mut self.session_token);
         self.ids = BTreeMap::from([
             ("project", id(&project["agent_project"])?),
             ("key", id(&key["api_key"])?),
@@ -120,14 +121,14 @@ impl Fixture {
             ("delivery", id(&ping["delivery"])?),
         ]);
         let session = self.post("/v1/sessions", json!({})).await?;
-        session["id"].as_str().context("no id")?.clone_into(&mut self.conversation);
-        let messages = format!("{}/v1/sessions/{}/messages", self.runner.base_url, self.conversation);
+        session["id"].as_str().context("no id")?.clone_into(&mut self.session_id);
+        let messages = format!("{}/v1/sessions/{}/messages", self.runner.base_url, self.session_id);
         let message = self.client.post(messages).bearer_auth(&self.admin).body(message().to_string());
         let turn = message.header("idempotency-key", IDEMPOTENCY_KEY).send().await?;
         ensure!(turn.status().is_success(), "{}", turn.text().await?);
         turn.text().await?;
         self.admin_context = self.context(&self.admin).await?;
-        self.session_context = self.context(&self.session).await?;
+        self.session_token_context = self.context(&self.session_token).await?;
         Ok(())
     }
 
@@ -220,13 +221,13 @@ fn value(variable: &str) -> Result<String> {
     })
 }
 
-/// Returns the message of the conversation's turn.
+/// Returns the message of the session's turn.
 pub(crate) fn message() -> Value {
     json!({ "text": "Hello", "model": "gpt-4o", "stream": true })
 }
 
 /// Returns a builder's status report with a build log.
-pub(crate) fn log(text: &str) -> Value {
+pub(crate) fn status_report(text: &str) -> Value {
     json!({ "status": "ready", "build_log": format!("step 1\nstep 2 {text}\n") })
 }
 

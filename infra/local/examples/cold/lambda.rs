@@ -43,12 +43,12 @@ pub(crate) struct Lambda {
 enum RuntimeCall {
     /// The function waits for an event.
     Next(Instant, oneshot::Sender<Vec<u8>>),
-    Answer(Instant, Answer),
+    Response(Instant, FunctionResponse),
     Failure(Bytes),
 }
 
 /// A function's response, as it was sent.
-struct Answer {
+struct FunctionResponse {
     is_streamed: bool,
     body: Bytes,
 }
@@ -56,7 +56,7 @@ struct Answer {
 /// The delimiter between the head and the body of a streamed response.
 const DELIMITER: [u8; 8] = [0; 8];
 
-impl Answer {
+impl FunctionResponse {
     /// Returns a response as API Gateway takes it. That of a streaming function has `streamed`.
     fn into_value(self) -> Result<Value> {
         if !self.is_streamed {
@@ -64,10 +64,10 @@ impl Answer {
         }
         let end = self.body.windows(DELIMITER.len()).position(|bytes| bytes == DELIMITER).context("no delimiter")?;
         let (head, rest) = self.body.split_at(end);
-        let mut answer: Value = serde_json::from_slice(head)?;
-        answer["body"] = String::from_utf8(rest[DELIMITER.len()..].to_vec())?.into();
-        answer["streamed"] = json!(true);
-        Ok(answer)
+        let mut response: Value = serde_json::from_slice(head)?;
+        response["body"] = String::from_utf8(rest[DELIMITER.len()..].to_vec())?.into();
+        response["streamed"] = json!(true);
+        Ok(response)
     }
 }
 
@@ -159,7 +159,7 @@ impl Ready<'_> {
         let sent = Instant::now();
         ensure!(self.event.send(event).is_ok(), "the function closed the connection\n{}", self.lambda.log()?);
         match timeout(TIMEOUT, self.lambda.calls.recv()).await {
-            Ok(Some(RuntimeCall::Answer(at, answer))) => Ok((answer.into_value()?, at - sent)),
+            Ok(Some(RuntimeCall::Response(at, response))) => Ok((response.into_value()?, at - sent)),
             Ok(Some(RuntimeCall::Failure(report))) => {
                 bail!("{}\n{}", String::from_utf8_lossy(&report), self.lambda.log()?)
             }
@@ -187,7 +187,7 @@ async fn response(
     body: Bytes,
 ) -> StatusCode {
     let is_streamed = headers.get("lambda-runtime-function-response-mode").is_some_and(|mode| mode == "streaming");
-    sender.send(RuntimeCall::Answer(Instant::now(), Answer { is_streamed, body })).ok();
+    sender.send(RuntimeCall::Response(Instant::now(), FunctionResponse { is_streamed, body })).ok();
     StatusCode::ACCEPTED
 }
 

@@ -14,14 +14,14 @@ pub(crate) struct Connection {
     buffer: Vec<u8>,
 }
 
-pub(crate) struct Answer<'a> {
+pub(crate) struct Response<'a> {
     pub(crate) status: u16,
     /// Status line and headers, in lower case.
     pub(crate) head: String,
     pub(crate) body: &'a [u8],
 }
 
-impl Answer<'_> {
+impl Response<'_> {
     pub(crate) fn succeeded(&self) -> Result<()> {
         ensure!((200..300).contains(&self.status), "{}", self.head);
         Ok(())
@@ -35,7 +35,7 @@ impl Connection {
         Ok(Self { stream, buffer: vec![0; 64 * 1024] })
     }
 
-    pub(crate) async fn send(&mut self, request: &str) -> Result<Answer<'_>> {
+    pub(crate) async fn send(&mut self, request: &str) -> Result<Response<'_>> {
         self.stream.write_all(request.as_bytes()).await?;
         let mut filled = 0;
         let (status, head, body) = loop {
@@ -48,7 +48,7 @@ impl Connection {
                 break complete;
             }
         };
-        Ok(Answer { status, head, body: &self.buffer[body..filled] })
+        Ok(Response { status, head, body: &self.buffer[body..filled] })
     }
 }
 

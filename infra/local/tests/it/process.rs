@@ -650,7 +650,7 @@ async fn configured_prices_count_toward_the_cost_cap() {
     }
     fs::write(&file, r#"{"acme-1": {"input": 1, "output": "2"}}"#).unwrap();
     let message = startup_error(&flags, &[("KARTA_PRICES", text(&file))]);
-    assert!(message.contains("which has an invalid entry acme-1: output must be a whole number"), "{message}");
+    assert!(message.contains("which has an invalid entry acme-1: output must be an integer"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,8 +19,8 @@ use karta_shared::{
     config::SecretSource,
     domain::{Provider, ProviderBaseUrls},
     http::{
-        Answer, Call, Cors, Error, EventStream, GatewayEvent, NoBody, NoQuery, Public, Route, RouteTable, Verbatim,
-        event_channel,
+        ApiResponse, Call, Cors, Error, EventStream, GatewayEvent, NoBody, NoQuery, Public, Route, RouteTable,
+        Verbatim, event_channel,
     },
 };
 use secrecy::ExposeSecret;
@@ -54,8 +54,8 @@ impl Route for TicksFollow {
     type Body = NoBody;
     type Output = Verbatim;
 
-    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Verbatim>, Error> {
-        Ok(Answer::stream(ticks()))
+    async fn handle(_: &App, _: &Call<Self>) -> Result<ApiResponse<Verbatim>, Error> {
+        Ok(ApiResponse::stream(ticks()))
     }
 }
 
@@ -81,8 +81,8 @@ impl Route for TicksCount {
     type Body = NoBody;
     type Output = Value;
 
-    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Value>, Error> {
-        Answer::ok(&json!({ "ticks": 2 }))
+    async fn handle(_: &App, _: &Call<Self>) -> Result<ApiResponse<Value>, Error> {
+        ApiResponse::ok(&json!({ "ticks": 2 }))
     }
 }
 

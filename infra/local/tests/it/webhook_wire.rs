@@ -21,7 +21,7 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use worker_webhook_deliveries::wire::{Lookup, LookupFuture, Outcome, SystemLookup, Wire};
+use worker_webhook_deliveries::wire::{AttemptOutcome, Lookup, LookupFuture, SystemLookup, Wire};
 
 use crate::{
     harness::{WAIT_TIMEOUT, until},
@@ -134,7 +134,7 @@ fn signatures() -> Signatures {
     Signatures::sign(&[&secret], "evt_1", "2026-11-22T12:00:00Z".parse().unwrap(), BODY.as_bytes())
 }
 
-async fn post(wire: &Wire, url: &OutboundUrl) -> Outcome {
+async fn post(wire: &Wire, url: &OutboundUrl) -> AttemptOutcome {
     wire.post(url, &signatures(), BODY).await
 }
 
@@ -143,7 +143,7 @@ fn stored(url: &str) -> OutboundUrl {
     serde_json::from_value(url.into()).unwrap()
 }
 
-fn failed(error: &str) -> impl Fn(&Outcome) -> bool {
+fn failed(error: &str) -> impl Fn(&AttemptOutcome) -> bool {
     move |outcome| {
         let silent = outcome.response_code.is_none() && outcome.response_body.is_empty();
         silent && outcome.error.as_ref().is_some_and(|found| found.contains(error))

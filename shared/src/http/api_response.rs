@@ -8,18 +8,18 @@ use super::{Error, EventStream};
 
 /// A handler's response: a status and the encoded JSON of a `T`, or a stream of events. JSON is
 /// kept as bytes so that a replay is identical.
-pub struct Answer<T> {
+pub struct ApiResponse<T> {
     pub(super) status: StatusCode,
-    pub(super) body: AnswerBody,
+    pub(super) body: ApiResponseBody,
     of: PhantomData<fn() -> T>,
 }
 
-pub(super) enum AnswerBody {
+pub(super) enum ApiResponseBody {
     Bytes(Vec<u8>),
     Events(EventStream),
 }
 
-impl<T: Serialize> Answer<T> {
+impl<T: Serialize> ApiResponse<T> {
     /// 200
     pub fn ok(output: &T) -> Result<Self, Error> {
         Self::new(StatusCode::OK, output)
@@ -46,14 +46,14 @@ impl<T: Serialize> Answer<T> {
 #[derive(Debug, Serialize)]
 pub enum Verbatim {}
 
-impl Answer<Verbatim> {
+impl ApiResponse<Verbatim> {
     /// 200
     pub fn verbatim(text: &'static str) -> Self {
         Self::from_bytes(StatusCode::OK, text.as_bytes().to_vec())
     }
 }
 
-impl<T> Answer<T> {
+impl<T> ApiResponse<T> {
     /// 204 without a body
     pub fn no_content() -> Self {
         Self::from_bytes(StatusCode::NO_CONTENT, Vec::new())
@@ -63,11 +63,11 @@ impl<T> Answer<T> {
     ///
     /// [`Route::STREAMS`]: super::Route::STREAMS
     pub fn stream(events: EventStream) -> Self {
-        Self { status: StatusCode::OK, body: AnswerBody::Events(events), of: PhantomData }
+        Self { status: StatusCode::OK, body: ApiResponseBody::Events(events), of: PhantomData }
     }
 
     pub(super) fn from_bytes(status: StatusCode, body: Vec<u8>) -> Self {
-        Self { status, body: AnswerBody::Bytes(body), of: PhantomData }
+        Self { status, body: ApiResponseBody::Bytes(body), of: PhantomData }
     }
 }
 
