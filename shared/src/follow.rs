@@ -94,7 +94,7 @@ pub fn follow(app: App, followed: Followed) -> EventStream {
     // Longer than the deadline that `run` has itself.
     let deadline = app.turn_limits.streamed + 2 * app.turn_limits.settle;
     let access = AccessCheck::new(followed.caller);
-    let run = Follower { app, followed, access, has_ended: false, last_event: None, is_at_batch: false, sender }.run();
+    let run = Follower { app, followed, access, ended: None, last_event: None, is_at_batch: false, sender }.run();
     // The deadline also holds for a client that has stopped to read.
     tokio::spawn(timeout(deadline, run));
     stream
@@ -104,8 +104,8 @@ struct Follower {
     app: App,
     followed: Followed,
     access: AccessCheck,
-    /// Whether the turn had ended when it was read last.
-    has_ended: bool,
+    /// Set once the turn has ended: how its stream ends for a client without the turn's last event.
+    ended: Option<TurnError>,
     /// The number of the turn's last event, once the turn has stored it.
     last_event: Option<Seq>,
     /// Whether the last event sent is the last one of its batch: one query finds the next batches.
@@ -134,7 +134,7 @@ impl Follower {
                 Ok(ReadResult::Failed(error)) => return self.end(error).await,
                 Ok(ReadResult::Events) => continue,
                 // The settlement may have replaced the batch that was read last.
-                Ok(ReadResult::Nothing) if self.has_ended && self.is_at_batch => {
+                Ok(ReadResult::Nothing) if self.ended.is_some() && self.is_at_batch => {
                     self.is_at_batch = false;
                     continue;
                 }
@@ -144,8 +144,11 @@ impl Follower {
                     continue;
                 }
                 // The turn was read before the log, and a turn that has ended has written all events.
-                Ok(ReadResult::Nothing) if self.has_ended => return self.end(TurnError::Interrupted).await,
-                Ok(ReadResult::Nothing) => {}
+                Ok(ReadResult::Nothing) => {
+                    if let Some(error) = self.ended {
+                        return self.end(error).await;
+                    }
+                }
                 Err(fault) => tracing::warn!(turn_id = %self.followed.turn, %fault, "turn events not read"),
             }
             if let Some(error) = self.access.run_if_due(&self.app).await {
@@ -161,13 +164,17 @@ impl Follower {
 
     /// Reads whether the turn has ended. A deleted turn counts as ended.
     async fn read_turn(&mut self) -> Result<(), FollowError> {
-        if !self.has_ended {
+        if self.ended.is_none() {
             let Followed { caller, session, turn, .. } = &self.followed;
             let stored = self.app.store.turn(caller.organization, session, turn).await?;
             let turn = stored.map(|stored| stored.turn);
-            self.has_ended = turn.as_ref().is_none_or(|turn| turn.status != TurnStatus::Running);
-            let stores_its_end = |turn: &Turn| !matches!(turn.status, TurnStatus::Running | TurnStatus::Interrupted);
-            self.last_event = turn.filter(stores_its_end).map(|turn| turn.last_seq);
+            self.ended = match turn.as_ref().map(|turn| turn.status) {
+                Some(TurnStatus::Running) => None,
+                Some(TurnStatus::Cancelled) => Some(TurnError::TurnCancelled),
+                _ => Some(TurnError::Interrupted),
+            };
+            let has_last_event = |turn: &Turn| turn.status != TurnStatus::Running && !turn.ended_by_sweep;
+            self.last_event = turn.filter(has_last_event).map(|turn| turn.last_seq);
         }
         Ok(())
     }

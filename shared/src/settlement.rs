@@ -49,8 +49,8 @@ pub struct RunningTurn<'a> {
     pub session: &'a SessionId,
     pub turn: &'a Turn,
     pub reservation: Option<&'a Reservation>,
-    /// For a process that did not run the turn: the end of the lease as read. A renewal since then
-    /// fails the settlement.
+    /// For the sweep: the end of the lease as read. A renewal or a request to cancel since then fails
+    /// the settlement.
     pub leased_until: Option<Timestamp>,
 }
 
@@ -119,6 +119,7 @@ pub async fn settle(
         stop_reason: end.stop_reason,
         error_code: end.error.map(|error| error.as_str().to_owned()),
         last_seq: end.events.next_seq() - 1,
+        ended_by_sweep: leased_until.is_some(),
         ..turn.clone()
     };
     let ring = app.secrets.ring(Ring::SealingSessions).await?;

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use karta_shared::{
     App,
     config::{Ring, Secret},
-    domain::{Invalid, Timestamp, Turn, TurnId, TurnStatus},
+    domain::{Invalid, Timestamp, Turn, TurnId},
     follow::{Followed, follow},
     http::{ApiResponse, Call, Cors, Error, Family, NoBody, Route, SessionPath, Verbatim},
     store::TURN_EVENTS_RETENTION,
@@ -81,7 +81,6 @@ impl<F: Family> Route for StreamGet<F> {
 /// the last event gets an error, because a stream without events would make it connect again.
 fn has_events(turn: &Turn, after: Seq, now: Timestamp) -> bool {
     let Some(ended) = turn.ended_at else { return true };
-    // A process that died may have sent as many events as are stored, or more, but not the last one.
-    let is_left = after < turn.last_seq || turn.status == TurnStatus::Interrupted;
+    let is_left = after < turn.last_seq || turn.ended_by_sweep;
     is_left && now < ended.plus(TURN_EVENTS_RETENTION)
 }

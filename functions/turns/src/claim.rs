@@ -89,6 +89,7 @@ where
         caller: call.turn_caller(&validated.session),
         session: validated.session.id,
         turn,
+        leased_until,
         user_message,
         retention: app.session_retention,
         known: Some(validated.known),
@@ -361,6 +362,7 @@ where
         idempotency_hash: call.idempotency_key().map(|key| key.hash),
         cancel_requested: false,
         last_seq: 0,
+        ended_by_sweep: false,
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct TurnTask {
     pub(crate) caller: TurnCaller,
     pub(crate) session: SessionId,
     pub(crate) turn: Turn,
+    /// The end of the lease that the claim took.
+    pub(crate) leased_until: Timestamp,
     /// The user's message, as responses show it.
     pub(crate) user_message: MessageResource,
     pub(crate) retention: Retention,
@@ -128,7 +130,7 @@ impl TurnTask {
     async fn run(mut self, began_tx: oneshot::Sender<()>) -> Ended {
         let mut progress = Progress::start(&mut self);
         let (app, session, turn) = (self.app.clone(), self.session.clone(), self.turn.clone());
-        let early_end = watch_for_end(&app, self.caller, &session, &turn);
+        let early_end = watch_for_end(&app, self.caller, &session, &turn, self.leased_until);
         let ended = tokio::select! {
             ended = self.read(&mut progress, began_tx) => ended,
             early_end = early_end => Err(early_end),
@@ -385,13 +387,11 @@ impl TurnTask {
         }
     }
 
-    /// Returns the stored turn if it ended as this process wanted: the response to an earlier
-    /// settlement was lost.
+    /// Returns the stored turn if this process has ended it: the response to an earlier settlement was
+    /// lost.
     async fn already_settled(&self) -> Result<Option<Turn>, StoreError> {
         let stored = self.app.store.turn(self.caller.organization, &self.session, &self.turn.id).await?;
-        let is_own_end = |turn: &Turn| {
-            turn.status != TurnStatus::Running && turn.error_code.as_deref() != Some(TurnError::Interrupted.as_str())
-        };
+        let is_own_end = |turn: &Turn| turn.status != TurnStatus::Running && !turn.ended_by_sweep;
         Ok(stored.map(|stored| stored.turn).filter(is_own_end))
     }
 
@@ -463,19 +463,28 @@ impl From<Failure> for EarlyEnd {
     }
 }
 
-/// Renews the turn's lease, and returns when the turn must end early.
-async fn watch_for_end(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn) -> EarlyEnd {
+/// Renews the turn's lease, which ends at `leased_to`, and returns when the turn must end early.
+async fn watch_for_end(
+    app: &App,
+    caller: TurnCaller,
+    session: &SessionId,
+    turn: &Turn,
+    mut leased_to: Timestamp,
+) -> EarlyEnd {
     let mut access = AccessCheck::new(caller);
     let deadline = if turn.is_streamed { app.turn_limits.streamed } else { app.turn_limits.unary };
     // The limit counts from the request, not from the claim.
     let deadline = Instant::now() + deadline.saturating_sub(app.clock.now().since(turn.started_at));
-    let mut leased_to = leased_until(app, turn.started_at);
+    let renewal = app.turn_limits.renewal;
+    // The reservation may have taken a part of the lease. Two more renewals must fit into the rest.
+    let spare = leased_to.since(app.clock.now()).saturating_sub(2 * renewal);
+    let mut renew_at = Instant::now() + renewal.min(spare);
     loop {
-        let next = (Instant::now() + app.turn_limits.renewal).min(deadline);
-        tokio::time::sleep_until(next).await;
+        tokio::time::sleep_until(renew_at.min(deadline)).await;
         if Instant::now() >= deadline {
             return Failure::from(TurnError::TurnDeadline).into();
         }
+        renew_at = Instant::now() + renewal;
         let (now, until) = (app.clock.now(), leased_until(app, app.clock.now()));
         let (lease, lost_access) = tokio::join!(
             Box::pin(app.store.renew_turn_lease(caller.organization, session, &turn.id, until)),

@@ -41,7 +41,8 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     } else {
         TurnUsage::default()
     };
-    let error = TurnError::Interrupted;
+    // A caller whose request to cancel was accepted must not get another answer for its Idempotency-Key.
+    let error = if turn.cancel_requested { TurnError::TurnCancelled } else { TurnError::Interrupted };
     let mut events = EventBatch::new(last_seq + 1);
     events.end(app.clock.now(), &TurnEvent::Error::<()> { code: error.as_str(), message: error.message() })?;
     let end = TurnEnd { error: Some(error), stop_reason: None, usage, estimated: may_be_billed, answer, events };

@@ -63,6 +63,10 @@ pub struct Turn {
     /// Number of the turn's last event; 0 until the turn ends.
     #[serde(default)]
     pub last_seq: u32,
+    /// Whether the sweep ended the turn. Its process may have sent events beyond `last_seq`, but not
+    /// the last one.
+    #[serde(default)]
+    pub ended_by_sweep: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

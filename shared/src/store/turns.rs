@@ -91,7 +91,8 @@ pub struct TurnClaim<'a, R> {
 #[derive(Debug)]
 pub struct TurnSettlement<'a> {
     pub session: &'a SessionId,
-    /// Settle only if the lease still ends at this time.
+    /// For the sweep: settle only if the lease still ends at this time, and no cancellation was
+    /// requested since `turn` was read.
     pub leased_until: Option<Timestamp>,
     /// The turn as it ended.
     pub turn: &'a Turn,
@@ -417,8 +418,9 @@ impl Transaction {
             match leased_until {
                 None => put.condition_expression(IS_RUNNING),
                 Some(until) => put
-                    .condition_expression(format!("{IS_RUNNING} AND due_at = :due"))
-                    .expression_attribute_values(":due", AttributeValue::S(until.to_string())),
+                    .condition_expression(format!("{IS_RUNNING} AND due_at = :due AND cancel_requested = :cancel"))
+                    .expression_attribute_values(":due", AttributeValue::S(until.to_string()))
+                    .expression_attribute_values(":cancel", AttributeValue::Bool(turn.cancel_requested)),
             }
         })?;
         if let Some(message) = message {

@@ -105,6 +105,7 @@ impl Sessions {
             idempotency_hash: None,
             cancel_requested: false,
             last_seq: 0,
+            ended_by_sweep: false,
         }
     }
 

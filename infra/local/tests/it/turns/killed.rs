@@ -198,3 +198,32 @@ async fn interrupted_turn_runs_again_under_its_key() {
     assert_eq!(again().send().await.expect(200), first);
     assert_eq!(turns.provider.ledger().len(), 2);
 }
+
+/// The process dies before its next renewal, which would have read the request to cancel.
+#[tokio::test(flavor = "multi_thread")]
+async fn cancel_holds_although_the_process_dies() {
+    let minutes = |minutes| Duration::from_mins(minutes);
+    let (turns, clock) = start(TurnLimits { lease: minutes(10), renewal: minutes(3), ..LIMITS }).await;
+    let session = turns.session(ANTHROPIC).await;
+    let process = Process::start(&turns.server).await;
+    turns.provider.push(endless());
+    let body = json!({ "text": super::text(), "stream": true, "model": ANTHROPIC });
+    let asked = process.peer.request(&session, Method::POST, "/messages").body(body.clone()).idempotency_key("once");
+    let mut reader = EventReader::new(asked.open().await);
+    let seen = reader.take(10).await;
+    session.cancel().send().await.expect(202);
+    process.kill().await;
+    let waiting = session.follow(Some(seen[9].id())).await;
+    clock.advance(minutes(10));
+    turns.server.work(SWEEP).await;
+    let turn = session.last_turn().await;
+    assert_eq!((turn.status, turn.error_code.as_deref()), (TurnStatus::Cancelled, Some("turn_cancelled")));
+    for follower in [waiting, session.follow(Some(seen[9].id())).await, session.follow(None).await] {
+        assert_eq!(follower.rest().await.last().unwrap().code(), Some("turn_cancelled"));
+    }
+    // A repeated request attaches to the cancelled turn.
+    let again = EventReader::new(session.post(body).idempotency_key("once").open().await).rest().await;
+    assert_eq!(again.last().unwrap().code(), Some("turn_cancelled"));
+    assert_eq!(turns.provider.ledger().len(), 1);
+    session.assert_usable().await;
+}

@@ -10,7 +10,7 @@ use karta_shared::{
 };
 use serde_json::json;
 
-use super::{ANTHROPIC, DIALECTS, LIMITS, TurnServer, assert_whole};
+use super::{ANTHROPIC, DIALECTS, LIMITS, TurnServer, assert_whole, until};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
     harness::options,
@@ -163,4 +163,31 @@ async fn unreadable_access_ends_turn_and_reader() {
     assert_eq!(assert_whole(&replayed, 0).code(), Some("interrupted"));
     assert_eq!(session.last_turn().await.status, TurnStatus::Interrupted);
     session.assert_usable().await;
+}
+
+/// The reservation takes most of the lease, which must not end before its first renewal.
+#[tokio::test(flavor = "multi_thread")]
+async fn lease_is_renewed_at_once_after_a_slow_reservation() {
+    let (lease, renewal) = (Duration::from_mins(10), Duration::from_mins(3));
+    let (turns, proxy, clock) = start(TurnLimits { lease, renewal, ..LIMITS }).await;
+    let key = json!({ "name": "app", "scopes": ["read", "write"], "budget": { "output_tokens": 100_000 } });
+    let (_, key) = turns.server.key_with(key).await;
+    let session = turns.session(ANTHROPIC).await.with_token(&key);
+    turns.provider.push(Script { tokens: 100_000, pause: Duration::from_millis(20), ..Script::default() });
+    // The key's time of last use is an update too.
+    session.get().await;
+    proxy.quiet().await;
+    proxy.fail("UpdateItem", 1, Fault::HoldRequest);
+    let hold_reservation = async {
+        proxy.held().await;
+        clock.advance(Duration::from_mins(9));
+        proxy.release();
+    };
+    let (mut reader, ()) = tokio::join!(session.stream(), hold_reservation);
+    reader.take(2).await;
+    let has_renewed = || proxy.seen_of("UpdateItem").iter().any(|seen| seen.body.to_string().contains("due_at"));
+    until("the lease is renewed", async || has_renewed()).await;
+    clock.advance(lease.checked_sub(Duration::from_secs(1)).unwrap());
+    turns.server.work("worker-turns-sweep").await;
+    assert_eq!(session.last_turn().await.status, TurnStatus::Running);
 }
