@@ -62,7 +62,7 @@ export async function paste(page, markdown, { start, folder, replacements = {} }
   const printed = new Printed(start.base_url);
   printed.set("kt_live_…", start.api_key);
   // A key that no provider knows. No page sends a message after it stores the key.
-  printed.set("sk-ant-…", `sk-ant-api03-${randomBytes(24).toString("hex")}`);
+  printed.set("sk-ant-…", `sk-ant-api03-${randomBytes(48).toString("hex")}`);
   const shell = new Shell(folder, environment());
   const count = { run: 0, compared: 0, replaced: 0 };
   const written = new Map();

@@ -83,7 +83,8 @@ pub async fn set_up(app: &App, organization: Id) -> Result<()> {
         transaction.commit().await?;
     }
     if app.store.active_model_key(organization, PROVIDER).await?.is_none() {
-        let text = format!("sk-or-v1-{}", uuid(&*app.entropy).replace('-', ""));
+        let body = format!("{}{}", uuid(&*app.entropy), uuid(&*app.entropy)).replace('-', "");
+        let text = format!("sk-or-v1-{body}");
         let key = ProviderKey::parse(PROVIDER, text.into(), None).context("the demo's provider key")?;
         let name = Some(Name::try_from("Demo provider".to_owned())?);
         let model_key = ModelKey::new(Id::draw(now, &*app.entropy), &key, name, now);

@@ -81,13 +81,14 @@ pub struct ProviderKey {
 pub type Members = BTreeMap<String, SecretString>;
 
 /// Credentials for other purposes, by their first characters.
-const OTHER_PURPOSES: [(&str, &str); 7] = [
+const OTHER_PURPOSES: [(&str, &str); 8] = [
     ("sk-ant-admin", "a key that administers the account at its provider"),
     ("sk-admin-", "a key that administers the account at its provider"),
     ("sk-ant-oat", "an OAuth access token of a Claude login (sk-ant-oat)"),
     ("sk-ant-ort", "an OAuth refresh token of a Claude login (sk-ant-ort)"),
     ("sk-ant-sid", "a session token of the Claude website (sk-ant-sid)"),
     ("sk-lf-", "a secret key of Langfuse (sk-lf-)"),
+    ("sk-helicone-", "a key of Helicone (sk-helicone-)"),
     ("bedrock-api-key-", "a short-term Bedrock API key, which ends within 12 hours"),
 ];
 /// Parts of keys in examples and templates, in lower case and without `-` and `_`.
@@ -95,15 +96,29 @@ const PLACEHOLDERS: [&str; 8] =
     ["apikey", "yourkey", "keyhere", "placeholder", "example", "changeme", "xxxxxx", "skantapi03"];
 /// Words of such keys between `-` and `_`.
 const PLACEHOLDER_WORDS: [&str; 6] = ["your", "replace", "insert", "dummy", "here", "goes"];
-/// Parts between a provider's prefix and the random characters.
-const KINDS: [&str; 4] = ["api03-", "proj-", "svcacct-", "v1-"];
+/// Starts of the kinds of keys that providers issue, each with its minimum length. Anthropic's keys
+/// have 108 characters, OpenAI's project keys 164 and earlier fewer, and OpenRouter's 73. A key of
+/// another kind has `MIN_CHARACTERS`, because the operator's base URLs may lead to a gateway with
+/// keys of its own.
+const KINDS: [(&str, usize); 4] = [("sk-ant-api03-", 90), ("sk-proj-", 48), ("sk-svcacct-", 48), ("sk-or-v1-", 73)];
+/// Starts of keys. Within a key they are the start of a second key: random characters equal the
+/// shortest of them in less than one of a hundred million keys.
+const STARTS: [&str; 6] = ["sk-ant-", "sk-or-", "sk-proj-", "sk-svcacct-", "sk-admin-", "kt_live_"];
+/// Part of every key that OpenAI issues, between two random parts.
+const OPENAI_MARK: &str = "T3BlbkFJ";
+/// Minimum number of characters after the mark.
+const MIN_AFTER_MARK: usize = 20;
 /// Minimum number of distinct letters and digits in the random part of a key.
 const MIN_DISTINCT: usize = 8;
 const BEDROCK_API_KEY: &str = "ABSK";
 const MIN_BEDROCK_BYTES: usize = 32;
+/// Minimum length of the secret in a Bedrock API key of the console.
+const MIN_BEDROCK_SECRET: usize = 32;
 /// Start of a Bedrock API key in plain text, if its user was created by the console. The user's
 /// name, a colon and the secret follow. AWS does not document the form for other users.
 const BEDROCK_USER: &[u8] = b"BedrockAPIKey-";
+/// Length of the id of every AWS access key.
+const ACCESS_KEY_ID: usize = 20;
 /// Length of the secret of every AWS access key.
 const SECRET_ACCESS_KEY: usize = 40;
 const SECRET_MEMBERS: [&str; 3] = ["secret_access_key", "session_token", "private_key"];
@@ -131,6 +146,12 @@ pub enum KeyRejected {
     Word(&'static str),
     #[error("is a placeholder: paste {}", .0.expected())]
     Placeholder(Provider),
+    #[error("contains more than one key: paste one key once")]
+    Several,
+    #[error("is not a whole key: one that starts with {start} has {min} characters or more, so paste all of it")]
+    Incomplete { start: &'static str, min: usize },
+    #[error("is not a whole OpenAI key: paste all of it")]
+    CutOpenAi,
     #[error("is not a whole Bedrock API key: paste ABSK and all of the base64 after it")]
     Cut,
     #[error("must contain {member}: {rule}")]
@@ -193,11 +214,15 @@ fn check<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) ->
     if let Some(&(_, what)) = OTHER_PURPOSES.iter().find(|(start, _)| text.starts_with(start)) {
         return Err(KeyRejected::OtherPurpose { what, expected: provider });
     }
-    if let Some(looks_like) = looks_like(text, members).filter(|looks_like| *looks_like != provider) {
+    let looks_like = looks_like(text, members);
+    if let Some(looks_like) = looks_like.filter(|looks_like| *looks_like != provider) {
         return Err(KeyRejected::Foreign { looks_like, expected: provider });
     }
     if text.len() < MIN_CHARACTERS {
         return Err(KeyRejected::Short);
+    }
+    if members.is_none() && looks_like.is_some() && is_several(text) {
+        return Err(KeyRejected::Several);
     }
     match (provider, members) {
         (Provider::Anthropic, _) => word(provider, text, "sk-ant-"),
@@ -208,6 +233,14 @@ fn check<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) ->
         (Provider::Bedrock, None) if text.starts_with(BEDROCK_API_KEY) => bedrock_api_key(text),
         (Provider::Bedrock | Provider::Vertex, None) => Err(KeyRejected::Unlike(provider)),
     }
+}
+
+/// Returns whether a key that was pasted twice, or two keys, would replace a working key.
+fn is_several(text: &str) -> bool {
+    let rest = &text[1..];
+    rest.contains(&text[..MIN_CHARACTERS])
+        || STARTS.iter().any(|start| rest.contains(start))
+        || text.matches(OPENAI_MARK).nth(1).is_some()
 }
 
 fn looks_like(text: &str, members: Option<&Members>) -> Option<Provider> {
@@ -233,8 +266,17 @@ fn word<'a>(provider: Provider, text: &'a str, start: &str) -> Result<&'a str, K
     if !rest.bytes().all(allowed) {
         return Err(KeyRejected::Word("letters, digits, - and _"));
     }
-    let random = KINDS.iter().find_map(|kind| rest.strip_prefix(kind)).unwrap_or(rest);
-    if is_placeholder(random) { Err(KeyRejected::Placeholder(provider)) } else { Ok(text) }
+    let kind = KINDS.iter().find(|(kind, _)| text.starts_with(kind));
+    if is_placeholder(kind.map_or(rest, |(kind, _)| &text[kind.len()..])) {
+        return Err(KeyRejected::Placeholder(provider));
+    }
+    if let Some(&(start, min)) = kind.filter(|(_, min)| text.len() < *min) {
+        return Err(KeyRejected::Incomplete { start, min });
+    }
+    match text.split_once(OPENAI_MARK) {
+        Some((_, end)) if provider == Provider::OpenAi && end.len() < MIN_AFTER_MARK => Err(KeyRejected::CutOpenAi),
+        _ => Ok(text),
+    }
 }
 
 /// Returns whether the random part of a key is a word of an example, a row of `x`, or has few
@@ -262,7 +304,8 @@ fn bedrock_api_key(text: &str) -> Result<&str, KeyRejected> {
     }
     let base64 = &text[BEDROCK_API_KEY.len()..];
     let plain = BASE64_STANDARD.decode(base64).map(Zeroizing::new).map_err(|_| KeyRejected::Cut)?;
-    if plain.len() < MIN_BEDROCK_BYTES || (plain.starts_with(BEDROCK_USER) && !plain.contains(&b':')) {
+    let secret = plain.iter().position(|byte| *byte == b':').map_or(0, |colon| plain.len() - colon - 1);
+    if plain.len() < MIN_BEDROCK_BYTES || (plain.starts_with(BEDROCK_USER) && secret < MIN_BEDROCK_SECRET) {
         return Err(KeyRejected::Cut);
     }
     if is_placeholder(base64) { Err(KeyRejected::Placeholder(Provider::Bedrock)) } else { Ok(text) }
@@ -275,9 +318,9 @@ fn access_key(members: &Members) -> Result<&str, KeyRejected> {
     if !members.keys().all(|name| known.contains(&name.as_str())) {
         return Err(KeyRejected::UnknownMember);
     }
-    let id = member(members, "access_key_id", "AKIA or ASIA and capital letters and digits, 16 to 128 in all", |id| {
+    let id = member(members, "access_key_id", "AKIA or ASIA and 16 capital letters and digits", |id| {
         (id.starts_with("AKIA") || id.starts_with("ASIA"))
-            && (16..=128).contains(&id.len())
+            && id.len() == ACCESS_KEY_ID
             && id.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
     })?;
     let rule = "40 letters, digits, /, + and =, neither the access key id nor a placeholder";
@@ -484,6 +527,11 @@ mod tests {
         format!("ABSK{}", BASE64_STANDARD.encode(plain))
     }
 
+    /// Returns characters as random as those of a key.
+    fn random(length: usize) -> String {
+        (0..length).map(|at| char::from(b"7QxW9z3RkT5mVb2NpL8cJ4hYsD6fGa1"[at * 7 % 31])).collect()
+    }
+
     fn parsed(provider: Provider, text: &str) -> Result<String, String> {
         let key = ProviderKey::parse(provider, text.into(), None);
         key.map(|key| key.tail).map_err(|rejected| rejected.to_string())
@@ -504,16 +552,17 @@ mod tests {
 
     #[test]
     fn valid_keys_show_their_last_four_characters() {
-        let of_console = bedrock_key("BedrockAPIKey-a1b2-at-123456789012:0123456789abcd");
+        let of_console = bedrock_key(&format!("BedrockAPIKey-a1b2-at-123456789012:{}", random(33)));
         let of_own_user = bedrock_key("ci-at-123456789012:0123456789abcd");
         for (provider, text, tail) in [
-            (Provider::Anthropic, "sk-ant-api03-a_B-cdefghi9876", "9876"),
+            (Provider::Anthropic, &*format!("sk-ant-api03-{}_B-9876", random(88)), "9876"),
             (Provider::OpenAi, "sk-abcdefghijklmnop1234", "1234"),
-            (Provider::OpenAi, "sk-proj-a_B-cdefghijkl1234", "1234"),
-            (Provider::OpenAi, "sk-svcacct-abcdefghij-_Zz", "-_Zz"),
-            (Provider::OpenRouter, "sk-or-v1-0123456789abcdef", "cdef"),
-            (Provider::Bedrock, of_console.as_str(), &of_console[of_console.len() - 4..]),
-            (Provider::Bedrock, of_own_user.as_str(), &of_own_user[of_own_user.len() - 4..]),
+            (Provider::OpenAi, &*format!("sk-{}T3BlbkFJ{}", random(20), random(20)), "c6xT"),
+            (Provider::OpenAi, &*format!("sk-proj-{}T3BlbkFJ{}-_Zz", random(74), random(70)), "-_Zz"),
+            (Provider::OpenAi, &*format!("sk-svcacct-{}-_Zz", random(33)), "-_Zz"),
+            (Provider::OpenRouter, &*format!("sk-or-v1-{}cdef", random(60)), "cdef"),
+            (Provider::Bedrock, &*of_console, &of_console[of_console.len() - 4..]),
+            (Provider::Bedrock, &*of_own_user, &of_own_user[of_own_user.len() - 4..]),
         ] {
             assert_eq!(parsed(provider, text).as_deref(), Ok(tail));
         }
@@ -563,13 +612,15 @@ mod tests {
                 ("sk-ant-ort01-abcdefghijklmnopq", "an OAuth refresh token of a Claude login (sk-ant-ort)"),
                 ("sk-ant-sid01-abcdefghijklmnopq", "a session token of the Claude website (sk-ant-sid)"),
                 ("sk-lf-01234567-89ab-cdef-0123-456789abcdef", "a secret key of Langfuse (sk-lf-)"),
+                ("sk-helicone-7qxw9z3-rkt5mvb-2npl8cj-4hysd6f", "a key of Helicone (sk-helicone-)"),
+                ("sk-helicone-eu-7qxw9z3-rkt5mvb-2npl8cj-4hysd6f", "a key of Helicone (sk-helicone-)"),
                 ("bedrock-api-key-YmVkcm9jay5hbWF6b25h", "a short-term Bedrock API key"),
             ] {
                 let refusal = parsed(provider, text).unwrap_err();
                 assert!(refusal.contains(named) && refusal.contains(provider.expected()), "{refusal}");
             }
         }
-        assert!(parsed(Provider::Anthropic, "sk-ant-api03-admin-abcdefghijkl").is_ok());
+        assert!(parsed(Provider::Anthropic, &format!("sk-ant-api03-admin-{}", random(80))).is_ok());
     }
 
     #[test]
@@ -578,9 +629,71 @@ mod tests {
         let examples: Vec<_> = examples.iter().filter(|secret| secret.starts_with("sk-")).collect();
         for secret in &examples {
             let is_own = ["sk-7", "sk-proj-", "sk-svcacct-"].iter().any(|brand| secret.starts_with(brand));
-            assert_eq!(parsed(Provider::OpenAi, secret).is_ok(), is_own, "{secret}");
+            assert_eq!(parsed(Provider::OpenAi, &format!("{secret}-{}", random(20))).is_ok(), is_own, "{secret}");
         }
-        assert!(examples.len() >= 7);
+        assert!(examples.len() >= 8);
+    }
+
+    #[test]
+    fn cut_keys_are_rejected() {
+        let whole = [
+            (Provider::Anthropic, format!("sk-ant-api03-{}", random(95)), 90),
+            (Provider::OpenAi, format!("sk-proj-{}", random(40)), 48),
+            (Provider::OpenAi, format!("sk-svcacct-{}", random(40)), 48),
+            (Provider::OpenRouter, format!("sk-or-v1-{}", random(64)), 73),
+        ];
+        for (provider, whole, min) in &whole {
+            assert!(parsed(*provider, whole).is_ok() && parsed(*provider, &whole[..*min]).is_ok(), "{whole}");
+            for length in [23, 24, 40, min - 1] {
+                let refusal = parsed(*provider, &whole[..length]).unwrap_err();
+                assert!(refusal.starts_with("is not a whole key: one that starts with sk-"), "{refusal}");
+                assert!(refusal.ends_with(&format!("- has {min} characters or more, so paste all of it")), "{refusal}");
+            }
+        }
+        for start in ["sk-", "sk-proj-", "sk-svcacct-"] {
+            let whole = format!("{start}{}T3BlbkFJ{}", random(58), random(58));
+            assert!(parsed(Provider::OpenAi, &whole).is_ok(), "{start}");
+            let refusal = parsed(Provider::OpenAi, &whole[..whole.len() - 39]).unwrap_err();
+            assert_eq!(refusal, "is not a whole OpenAI key: paste all of it");
+        }
+        let cut = parsed(Provider::Anthropic, "sk-ant-api03-bzVVtPBVwQW");
+        let message =
+            "is not a whole key: one that starts with sk-ant-api03- has 90 characters or more, so paste all of it";
+        assert_eq!(cut, Err(message.to_owned()));
+    }
+
+    #[test]
+    fn several_keys_are_rejected() {
+        let anthropic = format!("sk-ant-api03-{}", random(95));
+        let openrouter = format!("sk-or-v1-{}", random(64));
+        let project = format!("sk-proj-{}T3BlbkFJ{}", random(74), random(74));
+        let legacy = format!("sk-{}T3BlbkFJ{}", random(20), random(20));
+        let gateway = "sk-7QxW9z3RkT5mVb2NpL8cJ4";
+        let bedrock = bedrock_key(&format!("BedrockAPIKey-a1b2-at-123456789012:{}", random(34)));
+        assert!(!bedrock.ends_with('=') && parsed(Provider::Bedrock, &bedrock).is_ok());
+        for (provider, text) in [
+            (Provider::Anthropic, anthropic.repeat(2)),
+            (Provider::Anthropic, format!("{anthropic}{}", &anthropic[..30])),
+            (Provider::Anthropic, format!("{anthropic}{project}")),
+            (Provider::Anthropic, format!("{anthropic}_kt_live_{}", random(32))),
+            (Provider::OpenRouter, openrouter.repeat(2)),
+            (Provider::OpenRouter, openrouter.repeat(3)),
+            (Provider::OpenAi, project.repeat(2)),
+            (Provider::OpenAi, format!("{project}{legacy}")),
+            (Provider::OpenAi, format!("{legacy}{anthropic}")),
+            (Provider::OpenAi, legacy.repeat(2)),
+            (Provider::OpenAi, gateway.repeat(2)),
+            (Provider::Bedrock, bedrock.repeat(2)),
+        ] {
+            assert_eq!(
+                parsed(provider, &text),
+                Err("contains more than one key: paste one key once".to_owned()),
+                "{text}"
+            );
+        }
+        for body in ["sk-7QxW9z3RkT5mVb2N", "7QxW9z3RkT5mVb2Nsk-", "7QxW9z3R-ant-api03-kT5mVb2N"] {
+            assert!(parsed(Provider::OpenAi, &format!("sk-{body}")).is_ok(), "{body}");
+        }
     }
 
     #[test]
@@ -609,7 +722,8 @@ mod tests {
                 let refusal = parsed(provider, &format!("{start}{rest}")).unwrap_err();
                 assert_eq!(refusal, format!("is a placeholder: paste {}", provider.expected()), "{rest}");
             }
-            for rest in ["0123456789abcdefghij", "api03-01234567890123", "0xxx1xxxx2xxxxx3456789-xxx"] {
+            let long = format!("api03-{}", random(80));
+            for rest in ["0123456789abcdefghij", &long, "0xxx1xxxx2xxxxx3456789-xxx"] {
                 assert!(parsed(provider, &format!("{start}{rest}")).is_ok(), "{rest}");
             }
         }
@@ -617,11 +731,12 @@ mod tests {
 
     #[test]
     fn damaged_bedrock_keys_are_rejected() {
-        let whole = bedrock_key("BedrockAPIKey-a1b2-at-123456789012:0123456789ab");
+        let whole = bedrock_key(&format!("BedrockAPIKey-a1b2-at-123456789012:{}", random(33)));
         assert!(parsed(Provider::Bedrock, &whole).is_ok());
         for (what, text) in [
             ("without its last character", &whole[..whole.len() - 1]),
             ("cut to 30 bytes", &whole[..4 + 40]),
+            ("cut to 66 bytes", &whole[..4 + 88]),
             ("no base64", "ABSK0123456789abcdef0123456789abcdef0123456789abcdefA"),
             ("without a secret", bedrock_key("BedrockAPIKey-a1b2-at-123456789012-0123456789ab").as_str()),
         ] {
@@ -690,6 +805,13 @@ mod tests {
         for (change, message) in [
             (("access_key_id", "AKIAIOSFODNN7EXAMPLe"), "must contain access_key_id"),
             (("access_key_id", "AROAIOSFODNN7EXAMPLE"), "must contain access_key_id"),
+            (("access_key_id", "AKIAIOSFODNN7EXA"), "AKIA or ASIA and 16 capital letters and digits"),
+            (("access_key_id", "AKIAIOSFODNN7EXAMPL"), "AKIA or ASIA and 16 capital letters and digits"),
+            (("access_key_id", "AKIAIOSFODNN7EXAMPLE2"), "AKIA or ASIA and 16 capital letters and digits"),
+            (
+                ("access_key_id", "AKIAIOSFODNN7EXAMPLEAKIAIOSFODNN7EXAMPLE"),
+                "AKIA or ASIA and 16 capital letters and digits",
+            ),
             (("secret_access_key", ""), "must contain secret_access_key"),
             (("secret_access_key", "wJalrXUtnFEMI K7MDENG"), "must contain secret_access_key"),
             (("secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCY012345678"), "must contain secret_access_key: 40 "),
@@ -819,7 +941,7 @@ mod tests {
         }
 
         #[test]
-        fn accepted_key_belongs_to_one_provider(text in "(sk-|sk-ant-|sk-or-|sk-proj-)[0-9A-Za-z_-]{20,60}") {
+        fn accepted_key_belongs_to_one_provider(text in "(sk-|sk-ant-|sk-or-|sk-proj-)[0-9A-Za-z_-]{60,100}") {
             let accepting: Vec<_> = Provider::ALL.into_iter().filter(|provider| parsed(*provider, &text).is_ok()).collect();
             prop_assert_eq!(accepting.len(), 1);
             prop_assert_eq!(parsed(accepting[0], &text), Ok(text[text.len() - 4..].to_owned()));

@@ -21,12 +21,14 @@ const ANY_OTHER: &str = "*";
 /// Prefix of models that cost more in a region than at Amazon Bedrock's global endpoint.
 const REGIONAL: &str = "bedrock/";
 /// Prefixes, before `/` or `:`, that name where a model is called and not which model.
-const HOSTS: [&str; 18] = [
+const HOSTS: [&str; 23] = [
     "amazon",
     "amazon-bedrock",
     "anthropic",
-    "azure",
+    "anthropic_bedrock",
+    AZURE,
     "azure_ai",
+    "azure_openai",
     "bedrock",
     "bedrock_converse",
     "converse",
@@ -34,6 +36,9 @@ const HOSTS: [&str; 18] = [
     "google",
     "google-gla",
     "google-vertex",
+    "google_anthropic_vertex",
+    "google_genai",
+    "google_vertexai",
     "models",
     "openai",
     "openrouter",
@@ -41,8 +46,11 @@ const HOSTS: [&str; 18] = [
     "vertex",
     "vertex_ai",
 ];
+const AZURE: &str = "azure";
+/// Azure's deployments, which may follow the host: `azure/eu/gpt-4o`.
+const AZURE_ZONES: [&str; 4] = ["eu", "global", "global-standard", "us"];
 /// The hosts of Amazon Bedrock and of Amazon's own models.
-const BEDROCK: [&str; 3] = ["amazon-bedrock", "bedrock", "bedrock_converse"];
+const BEDROCK: [&str; 4] = ["amazon-bedrock", "anthropic_bedrock", "bedrock", "bedrock_converse"];
 const AMAZON: &str = "amazon";
 /// Amazon Bedrock's prefixes for inference across regions.
 const REGIONS: [&str; 12] = ["af", "apac", "au", "ca", "eu", "global", "in", "jp", "me", "sa", "us", "us-gov"];
@@ -74,12 +82,17 @@ const LATEST: &str = "-latest";
 const VARIANTS: [&str; 3] = [":batch", ":extended", ":thinking"];
 /// The depth of a key without region and vendor.
 const BARE: usize = 2;
-/// Spellings of resellers, each with the vendor's spelling.
-const RESPELLED: [(&str, &str); 3] =
-    [("gpt-35-", "gpt-3.5-"), ("gemini-flash-1.5", "gemini-1.5-flash"), ("gemini-pro-1.5", "gemini-1.5-pro")];
+/// Other spellings, each with the list's spelling.
+const RESPELLED: [(&str, &str); 5] = [
+    ("codex-mini-latest", "codex-mini"),
+    ("computer-use-preview", "computer-use"),
+    ("gpt-35-", "gpt-3.5-"),
+    ("gemini-flash-1.5", "gemini-1.5-flash"),
+    ("gemini-pro-1.5", "gemini-1.5-pro"),
+];
 const FREE: &str = ":free";
 const NO_COST: Price = Price { input: 0, output: 0, cache_read: None, cache_write: None };
-/// Dates without a year. Other numbers name other models: `gpt-4-1106` is a GPT-4 Turbo.
+/// Dates without a year, also of fine-tuned models. Other numbers name other models: `gpt-4-1106` is a GPT-4 Turbo.
 const SHORT_DATES: [(&str, &[&str]); 5] = [
     ("gpt-3.5-turbo", &["-0125", "-0301", "-0613", "-1106"]),
     ("gpt-3.5-turbo-16k", &["-0613"]),
@@ -380,7 +393,9 @@ impl<'a> Spelling<'a> {
 }
 
 fn without_host(name: &str) -> Option<(&str, &str)> {
-    name.split_once(['/', ':']).filter(|(host, _)| HOSTS.contains(host))
+    let (host, rest) = name.split_once(['/', ':']).filter(|(host, _)| HOSTS.contains(host))?;
+    let zoned = rest.split_once('/').filter(|(zone, _)| host == AZURE && AZURE_ZONES.contains(zone));
+    Some((host, zoned.map_or(rest, |(_, model)| model)))
 }
 
 fn last_segment(name: &str) -> &str {
@@ -516,7 +531,8 @@ fn without_date(name: &str) -> Option<&str> {
         return Some(rest);
     }
     let (rest, date) = ending("-MMDD")?;
-    SHORT_DATES.iter().any(|(model, dates)| *model == rest && dates.contains(&date)).then_some(rest)
+    let base = rest.strip_prefix("ft:").unwrap_or(rest);
+    SHORT_DATES.iter().any(|(model, dates)| *model == base && dates.contains(&date)).then_some(rest)
 }
 
 #[cfg(test)]
@@ -674,6 +690,52 @@ mod tests {
             (&["google/gemini-pro", "google/gemini-pro:nitro"], (500, 1_500)),
             (&["gpt-3.5-turbo", "gpt-3.5-turbo-0125", "azure/gpt-35-turbo-0125"], (500, 1_500)),
             (&["gpt-3.5-turbo-1106", "azure/gpt-35-turbo-1106"], (1_000, 2_000)),
+            (
+                &[
+                    "ft:gpt-3.5-turbo",
+                    "ft:gpt-3.5-turbo:acme::x",
+                    "ft:gpt-3.5-turbo-0125:acme::x",
+                    "ft:gpt-3.5-turbo-0613:acme::x",
+                    "ft:gpt-3.5-turbo-1106:acme:support:AbC12345",
+                    "ft:gpt-3.5-turbo-1106",
+                    "openai/ft:gpt-3.5-turbo-0125:acme::x",
+                    "openai:ft:gpt-3.5-turbo-0125:acme::x",
+                ],
+                (3_000, 6_000),
+            ),
+            (&["codex-mini", "codex-mini-latest", "openai/codex-mini-latest", "azure/codex-mini"], (1_500, 6_000)),
+            (
+                &[
+                    "computer-use",
+                    "computer-use-preview",
+                    "computer-use-preview-2025-03-11",
+                    "azure/computer-use-preview",
+                    "openai/computer-use-preview-2025-03-11",
+                ],
+                (3_000, 12_000),
+            ),
+            (
+                &[
+                    "azure_openai:gpt-4o",
+                    "azure_openai:gpt-4o-2024-08-06",
+                    "azure/eu/gpt-4o-2024-08-06",
+                    "azure/us/gpt-4o",
+                    "azure/global/gpt-4o-2024-11-20",
+                    "azure/global-standard/gpt-4o",
+                ],
+                (2_500, 10_000),
+            ),
+            (
+                &[
+                    "google_genai:gemini-2.5-pro",
+                    "google_genai:models/gemini-2.5-pro",
+                    "google_vertexai:gemini-2.5-pro",
+                    "google_vertexai/gemini-2.5-pro",
+                ],
+                (1_250, 10_000),
+            ),
+            (&["anthropic:claude-sonnet-4-5", "google_anthropic_vertex:claude-sonnet-4-5@20250929"], (3_000, 15_000)),
+            (&["anthropic_bedrock:us.anthropic.claude-sonnet-4-5-20250929-v1:0"], (3_300, 16_500)),
             (&["gemini-2.5-flash-lite-preview-09-2025"], (100, 400)),
             (&["claude-2.1", "claude-2.0", "anthropic/claude-2.1", "anthropic.claude-v2:1"], (8_000, 24_000)),
         ] {
@@ -704,6 +766,21 @@ mod tests {
             "gpt-4.2",
             "gpt-4-1106",
             "gpt-4-0125",
+            "ft:gpt-3.5-turbo-0999:acme::x",
+            "ft:gpt-3.5-turbo-16k-0613:acme::x",
+            "ft:gpt-4-0613:acme::x",
+            "codex-latest",
+            "codex-mini-latest-2",
+            "codex-mini-preview",
+            "computer-use-latest",
+            "computer-use-preview-mini",
+            "computer-use-preview-2",
+            "eu/gpt-4o",
+            "us:gpt-4o",
+            "azure/eu/acme-1",
+            "azure/sweden/gpt-4o",
+            "openai/eu/gpt-4o",
+            "azure_openai:acme-1",
             "gpt-oss-120b",
             "gpt-4o[2m]",
             "acme/gpt-4o",
@@ -781,6 +858,11 @@ mod tests {
             ("claude-opus-4-1@20250805", &["claude-opus-4-1-20250805", "us.anthropic.claude-opus-4-1-20250805-v1:0"]),
             ("openai/gpt-4.1", &["gpt-4.1", "gpt-4.1-2025-04-14", "openai:gpt-4.1", "azure/gpt-4.1", "gpt-4.1:nitro"]),
             ("gpt-3.5-turbo", &["gpt-3.5-turbo-1106", "openai/gpt-3.5-turbo-0613", "azure/gpt-35-turbo-0125"]),
+            ("ft:gpt-3.5-turbo", &["ft:gpt-3.5-turbo-0125:acme::x", "openai/ft:gpt-3.5-turbo-1106:acme::x"]),
+            ("codex-mini", &["codex-mini-latest", "openai/codex-mini-latest"]),
+            ("codex-mini-latest", &["codex-mini"]),
+            ("computer-use-preview", &["computer-use", "azure/computer-use-preview-2025-03-11"]),
+            ("gpt-4o", &["azure_openai:gpt-4o", "azure/eu/gpt-4o-2024-08-06", "azure/us/gpt-4o"]),
             ("claude-opus-4", &["claude-opus-4-0", "anthropic.claude-opus-4-20250514-v1:0"]),
             ("claude-opus-4-0", &["claude-opus-4", "claude-opus-4-20250514"]),
             ("gemini-1.5-flash", &["google/gemini-flash-1.5", "gemini-1.5-flash-002"]),

@@ -1,9 +1,10 @@
 //! Recognises credentials by their shape, in texts that are stored, shown or sent on.
 //!
-//! A shape is a prefix and a minimum number of characters after it. Short prefixes (`sk-`) also
-//! require characters that look random. Karta's own shapes come first. Secrets without a prefix are
-//! found by the name before them ([`NAMES`]). To add a shape or a name, add a row to its table: the
-//! check of input then rejects it, and `telemetry::scrub` redacts it.
+//! A shape is a prefix and a minimum number of characters after it. A prefix that also occurs in
+//! ordinary words (`sk-`) requires a body that looks random ([`Body::Random`]). Karta's own shapes
+//! come first. Secrets without a prefix are found by the name before them ([`NAMES`]). To add a
+//! shape or a name, add a row to its table: the check of input then rejects it, and
+//! `telemetry::scrub` redacts it. Keys that their service publishes (`phc_`) have no row.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -24,10 +25,21 @@ enum Body {
     Upper,
     /// Hexadecimal digits.
     Hex,
+    /// Hexadecimal digits and `-`.
+    Uuid,
+    /// Also `.` and `~`.
+    Azure,
     /// Word characters that look random: a digit, and 16 letters and digits in a row.
     Random,
+    /// Also a capital and a small letter, as no slug and no hash has.
+    Mixed,
     /// Two parts with a dot between, each of the minimum length.
     Parts,
+    /// Exactly the minimum length of letters and digits, a dot, and 64 hexadecimal digits.
+    Airtable,
+    /// Exactly the minimum length of letters and digits, `_`, and 20 letters and digits, among them
+    /// a capital, a small letter and a digit. Stripe's refunds also start with `re_`.
+    Resend,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +49,8 @@ enum BeforePrefix {
     WordBoundary,
     /// Eight digits or more.
     Digits,
+    /// Three characters of [`Body::Azure`] and a digit.
+    AzureId,
 }
 
 #[derive(Debug)]
@@ -55,7 +69,7 @@ const fn foreign(prefix: &'static str, body: Body, min_len: usize) -> Shape {
     Shape { prefix, body, min_len, before: BeforePrefix::WordBoundary }
 }
 
-static SHAPES: [Shape; 114] = [
+static SHAPES: [Shape; 152] = [
     // The first 14 characters of an API key are public.
     own("kt_live_", Body::Alphanumeric, 20),
     own("whsec_", Body::Base64, 16),
@@ -67,6 +81,7 @@ static SHAPES: [Shape; 114] = [
     foreign("sk-svcacct-", Body::Word, 16),
     foreign("sk-admin-", Body::Random, 20),
     foreign("sk-lf-", Body::Word, 32),
+    foreign("sk-helicone-", Body::Word, 16),
     foreign("sk-", Body::Random, 20),
     foreign("ABSK", Body::Base64, 16),
     foreign("AIza", Body::Word, 20),
@@ -84,6 +99,12 @@ static SHAPES: [Shape; 114] = [
     foreign("lsv2_sk_", Body::Word, 30),
     foreign("sk_", Body::Hex, 48),
     foreign("tvly-", Body::Word, 20),
+    foreign("csk-", Body::Alphanumeric, 30),
+    foreign("fw_", Body::Mixed, 20),
+    foreign("jina_", Body::Random, 40),
+    foreign("fc-", Body::Hex, 32),
+    foreign("pa-", Body::Mixed, 40),
+    foreign("vck_", Body::Alphanumeric, 30),
     // Clouds.
     foreign("AKIA", Body::Upper, 16),
     foreign("ASIA", Body::Upper, 16),
@@ -96,6 +117,13 @@ static SHAPES: [Shape; 114] = [
     foreign("dapi", Body::Alphanumeric, 32),
     foreign("hvs.", Body::Word, 20),
     foreign("hvb.", Body::Word, 20),
+    foreign("hvr.", Body::Word, 20),
+    Shape { prefix: "Q~", body: Body::Azure, min_len: 31, before: BeforePrefix::AzureId },
+    // Terraform: the id of the token comes first.
+    Shape { prefix: ".atlasv1.", body: Body::Word, min_len: 60, before: BeforePrefix::Anything },
+    foreign("napi_", Body::Alphanumeric, 30),
+    foreign("mdb_sa_sk_", Body::Word, 30),
+    foreign("dt0c01.", Body::Parts, 24),
     foreign("sbp_", Body::Alphanumeric, 30),
     foreign("sb_secret_", Body::Word, 20),
     foreign("dp.pt.", Body::Alphanumeric, 30),
@@ -133,20 +161,37 @@ static SHAPES: [Shape; 114] = [
     foreign("glsoat-", Body::Word, 16),
     foreign("glimt-", Body::Word, 16),
     foreign("glagent-", Body::Word, 16),
+    foreign("gloas-", Body::Word, 16),
+    foreign("CCIPAT_", Body::Word, 40),
+    foreign("CCIPRJ_", Body::Word, 40),
+    foreign("sqp_", Body::Hex, 40),
+    foreign("squ_", Body::Hex, 40),
+    foreign("sqa_", Body::Hex, 40),
+    foreign("bkua_", Body::Hex, 40),
     foreign("npm_", Body::Alphanumeric, 20),
     foreign("pypi-", Body::Word, 50),
     foreign("rubygems_", Body::Alphanumeric, 40),
     foreign("dckr_pat_", Body::Word, 20),
     foreign("dckr_oat_", Body::Word, 20),
     foreign("ATATT3", Body::Base64, 40),
+    foreign("ATCTT3", Body::Base64, 40),
     foreign("ATBB", Body::Random, 28),
     foreign("sntrys_", Body::Base64, 30),
+    foreign("sntryu_", Body::Hex, 40),
     foreign("glsa_", Body::Word, 30),
     foreign("glc_", Body::Base64, 40),
     foreign("figd_", Body::Word, 30),
     foreign("lin_api_", Body::Alphanumeric, 30),
+    foreign("lin_oauth_", Body::Alphanumeric, 30),
     foreign("ntn_", Body::Alphanumeric, 30),
+    foreign("secret_", Body::Mixed, 43),
     foreign("PMAK-", Body::Word, 40),
+    foreign("pat", Body::Airtable, 14),
+    foreign("pat-na1-", Body::Uuid, 36),
+    foreign("pat-na2-", Body::Uuid, 36),
+    foreign("pat-eu1-", Body::Uuid, 36),
+    foreign("pat-ap1-", Body::Uuid, 36),
+    foreign("phx_", Body::Alphanumeric, 40),
     // Chat, mail and payments.
     foreign("xoxa-", Body::Word, 8),
     foreign("xoxb-", Body::Word, 8),
@@ -157,7 +202,10 @@ static SHAPES: [Shape; 114] = [
     foreign("xoxr-", Body::Word, 8),
     foreign("xoxs-", Body::Word, 8),
     foreign("xapp-", Body::Word, 8),
+    foreign("xwfp-", Body::Word, 8),
     foreign("hooks.slack.com/services/", Body::Path, 20),
+    foreign("hooks.slack.com/triggers/", Body::Path, 20),
+    foreign("hooks.slack.com/workflows/", Body::Path, 20),
     foreign("discord.com/api/webhooks/", Body::Path, 40),
     foreign("discordapp.com/api/webhooks/", Body::Path, 40),
     foreign("outlook.office.com/webhook/", Body::Path, 36),
@@ -166,7 +214,12 @@ static SHAPES: [Shape; 114] = [
     // Telegram: the id of the bot comes first.
     Shape { prefix: ":AA", body: Body::Word, min_len: 30, before: BeforePrefix::Digits },
     foreign("SG.", Body::Parts, 16),
+    foreign("re_", Body::Resend, 8),
+    foreign("xkeysib-", Body::Word, 40),
+    foreign("xsmtpsib-", Body::Word, 40),
     foreign("SK", Body::Hex, 32),
+    foreign("sk_org_live_", Body::Alphanumeric, 8),
+    foreign("sk_org_test_", Body::Alphanumeric, 8),
     foreign("sk_live_", Body::Alphanumeric, 8),
     foreign("sk_test_", Body::Alphanumeric, 8),
     foreign("rk_live_", Body::Alphanumeric, 8),
@@ -317,9 +370,13 @@ struct Scan<'t> {
 struct WordRun {
     start: usize,
     end: usize,
-    /// After the last digit.
+    /// Offset after the last digit; 0 without one.
     digit: usize,
-    /// After the last start of 16 letters and digits in a row.
+    /// Offset after the last capital; 0 without one.
+    capital: usize,
+    /// Offset after the last small letter; 0 without one.
+    small: usize,
+    /// Offset after the first byte of the last 16 letters and digits in a row; 0 without such a row.
     long: usize,
 }
 
@@ -355,11 +412,25 @@ impl<'t> Scan<'t> {
     fn body(&mut self, shape: &Shape, start: usize) -> Option<usize> {
         let rest = &self.text[start..];
         let fits = match shape.body {
-            Body::Random => self.looks_random(start, shape.min_len),
+            Body::Random => self.is_random_body(start, shape.min_len),
+            Body::Mixed => self.is_mixed_body(start, shape.min_len),
             _ => has_run(rest, shape.min_len, |byte| shape.body.takes(byte)),
         };
         if !fits {
             return None;
+        }
+        let id = shape.min_len;
+        match shape.body {
+            Body::Airtable => {
+                let second = rest[id..].strip_prefix(b".")?;
+                return has_run(second, 64, |byte| byte.is_ascii_hexdigit()).then_some(id + 1 + 64);
+            }
+            Body::Resend => {
+                let second = rest[id..].strip_prefix(b"_")?;
+                let is_mixed = second.get(..20).is_some_and(is_mixed_token);
+                return is_mixed.then(|| id + 1 + run(second, |byte| byte.is_ascii_alphanumeric()).len());
+            }
+            _ => {}
         }
         let first = run(rest, |byte| shape.body.takes(byte)).len();
         match shape.body {
@@ -379,8 +450,11 @@ impl<'t> Scan<'t> {
         for byte in run(&self.text[at..], is_word) {
             found.end += 1;
             row = if byte.is_ascii_alphanumeric() { row + 1 } else { 0 };
-            if byte.is_ascii_digit() {
-                found.digit = found.end;
+            match byte {
+                b'0'..=b'9' => found.digit = found.end,
+                b'A'..=b'Z' => found.capital = found.end,
+                b'a'..=b'z' => found.small = found.end,
+                _ => {}
             }
             if row >= 16 {
                 found.long = found.end - 15;
@@ -390,9 +464,14 @@ impl<'t> Scan<'t> {
         found
     }
 
-    fn looks_random(&mut self, at: usize, min_len: usize) -> bool {
+    fn is_random_body(&mut self, at: usize, min_len: usize) -> bool {
         let run = self.word_run(at);
         run.end >= at + min_len && run.digit > at && run.long > at
+    }
+
+    fn is_mixed_body(&mut self, at: usize, min_len: usize) -> bool {
+        let run = self.word_run(at);
+        self.is_random_body(at, min_len) && run.capital > at && run.small > at
     }
 
     /// Finds `eyJ….…`. The second part may be empty, as in a JWE without an encrypted key. A first
@@ -415,6 +494,12 @@ impl BeforePrefix {
             Self::Anything => true,
             Self::WordBoundary => is_word_boundary(before),
             Self::Digits => has_run(&before[before.len().saturating_sub(8)..], 8, |byte| byte.is_ascii_digit()),
+            Self::AzureId => match before {
+                [.., a, b, c, digit] => {
+                    digit.is_ascii_digit() && [a, b, c].iter().all(|byte| Body::Azure.takes(**byte))
+                }
+                _ => false,
+            },
         }
     }
 }
@@ -443,15 +528,25 @@ fn is_word_boundary(before: &[u8]) -> bool {
 impl Body {
     fn takes(self, byte: u8) -> bool {
         match self {
-            Self::Alphanumeric => byte.is_ascii_alphanumeric(),
-            Self::Word | Self::Random | Self::Parts => is_word(byte),
+            Self::Alphanumeric | Self::Airtable | Self::Resend => byte.is_ascii_alphanumeric(),
+            Self::Word | Self::Random | Self::Mixed | Self::Parts => is_word(byte),
             Self::Base64 => is_word(byte) || b"+/=".contains(&byte),
             Self::Dotted => is_word(byte) || byte == b'.',
             Self::Path => is_word(byte) || byte == b'/' || byte == b'@',
             Self::Upper => byte.is_ascii_uppercase() || byte.is_ascii_digit(),
             Self::Hex => byte.is_ascii_hexdigit(),
+            Self::Uuid => byte.is_ascii_hexdigit() || byte == b'-',
+            Self::Azure => is_word(byte) || byte == b'.' || byte == b'~',
         }
     }
+}
+
+/// Returns whether a text has letters and digits only, and a capital, a small letter and a digit.
+fn is_mixed_token(text: &[u8]) -> bool {
+    text.iter().all(u8::is_ascii_alphanumeric)
+        && text.iter().any(u8::is_ascii_uppercase)
+        && text.iter().any(u8::is_ascii_lowercase)
+        && text.iter().any(u8::is_ascii_digit)
 }
 
 fn is_word(byte: u8) -> bool {
@@ -525,7 +620,7 @@ fn has_password(rest: &[u8]) -> bool {
 /// The value after the name of a secret.
 #[derive(Debug, Clone, Copy)]
 enum ValueKind {
-    /// Of a header: the name of a scheme may precede it. Looks encoded.
+    /// The value of a header. It looks encoded, and the name of a scheme may precede it.
     Header,
     /// Looks encoded.
     Encoded,
@@ -795,8 +890,9 @@ impl ValueKind {
     }
 }
 
-/// Requires 16 letters and digits in a row, or 20 characters in which they alternate six times.
-/// Phrases, names such as `k8s-prod-v2`, dates and the public prefix of an API key have neither.
+/// Requires 16 letters and digits in a row, at least one of each, or 20 characters in which they
+/// alternate six times. Phrases, names such as `k8s-prod-v2` and dates have neither. Values that start
+/// with `kt_live_` are left to [`SHAPES`].
 fn looks_random(value: &[u8]) -> bool {
     let alternates = |pair: &&[u8]| {
         pair.iter().all(u8::is_ascii_alphanumeric) && pair[0].is_ascii_digit() != pair[1].is_ascii_digit()
@@ -920,13 +1016,28 @@ pub fn secret_examples() -> Vec<String> {
     let example = |shape: &Shape| {
         let letters = match shape.body {
             Body::Upper => UPPER,
-            Body::Hex => HEX,
+            Body::Hex | Body::Uuid => HEX,
             _ => LETTERS,
         };
-        let length = shape.min_len.max(32);
-        let body = letters.iter().cycle().take(length).map(|byte| char::from(*byte)).collect::<String>();
-        let before = if matches!(shape.before, BeforePrefix::Digits) { "123456789" } else { "" };
-        let second = if matches!(shape.body, Body::Parts) { format!(".{body}") } else { String::new() };
+        let text = |letters: &[u8], length| -> String {
+            letters.iter().cycle().take(length).map(|byte| char::from(*byte)).collect()
+        };
+        let length = match shape.body {
+            Body::Airtable | Body::Resend => shape.min_len,
+            _ => shape.min_len.max(32),
+        };
+        let body = text(letters, length);
+        let before = match shape.before {
+            BeforePrefix::Digits => "123456789",
+            BeforePrefix::AzureId => "aB_8",
+            BeforePrefix::Anything | BeforePrefix::WordBoundary => "",
+        };
+        let second = match shape.body {
+            Body::Parts => format!(".{body}"),
+            Body::Airtable => format!(".{}", text(HEX, 64)),
+            Body::Resend => format!("_{}", text(LETTERS, 24)),
+            _ => String::new(),
+        };
         format!("{before}{}{body}{second}", shape.prefix)
     };
     let token = "7QxW9z3RkT5mVb2NpL8c7QxW9z3RkT5mVb2NpL8c";
@@ -988,6 +1099,61 @@ mod tests {
             }
         }
         assert!(finds_own_secret("%256bt_live_7QxW9z3RkT5mVb2NpL8c7QxW"));
+    }
+
+    #[test]
+    fn keys_of_other_services_are_found() {
+        const UUID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+        let token = |length| "7QxW9z3RkT5mVb2NpL8c".chars().cycle().take(length).collect::<String>();
+        let hex = |length| "7a0f9c3e5d1b8246".chars().cycle().take(length).collect::<String>();
+        for (start, body) in [
+            ("pat", format!("{}.{}", token(14), hex(64))),
+            ("pat-na1-", UUID.to_owned()),
+            ("pat-eu1-", UUID.to_owned()),
+            ("sntryu_", hex(64)),
+            ("sntrys_", format!("eyJpYXQiOjE3{}_{}", token(80), token(43))),
+            ("re_", format!("{}_{}", token(8), token(24))),
+            ("xkeysib-", format!("{}-{}", hex(64), token(16))),
+            ("secret_", token(43)),
+            ("ntn_", token(46)),
+            ("phx_", token(48)),
+            ("csk-", token(48)),
+            ("fw_", token(22)),
+            ("jina_", format!("{}{}", hex(32), token(28))),
+            ("fc-", hex(32)),
+            ("pa-", format!("{}-{}", token(20), token(22))),
+            ("vck_", token(56)),
+            ("sk-helicone-", "7qxw9z3-rkt5mvb-2npl8cj-4hysd6f".to_owned()),
+            ("xwfp-", format!("1234567890-{}", token(24))),
+            ("hooks.slack.com/workflows/", format!("T0123ABCD/A0123ABCD/123456789012345678/{}", token(24))),
+            ("hooks.slack.com/triggers/", format!("T0123ABCD/1234567890123/{}", hex(32))),
+            ("sk_org_live_", token(40)),
+            ("sk_org_test_", token(40)),
+            ("CCIPAT_", format!("{}_{}", token(22), hex(40))),
+            ("CCIPRJ_", format!("{}_{}", token(22), hex(40))),
+            ("sqp_", hex(40)),
+            ("squ_", hex(40)),
+            ("sqa_", hex(40)),
+            ("gloas-", hex(64)),
+            ("lin_api_", token(40)),
+            ("lin_oauth_", hex(64)),
+            ("hvs.", token(90)),
+            ("hvb.", token(90)),
+            ("hvr.", token(90)),
+            ("dt0c01.", format!("{}.{}", token(24).to_uppercase(), token(64).to_uppercase())),
+            ("bkua_", hex(40)),
+            ("napi_", token(64)),
+            ("mdb_sa_sk_", format!("{}_{}", token(20), token(19))),
+            ("ATATT3", format!("xFfGF0{}-_={}", token(180), hex(8))),
+            ("ATCTT3", format!("xFfGN0{}-_={}", token(180), hex(8))),
+            ("abc8Q~", format!("{}.~-_", token(30))),
+            ("AbC1dEf2GhI3jK.atlasv1.", token(67)),
+        ] {
+            for text in [format!("{start}{body}"), format!("see {start}{body}, please")] {
+                assert!(finds_secret(&text), "{text}");
+                assert!(!redact_shapes(&text).contains(&body[..body.len().min(14)]), "{text}");
+            }
+        }
     }
 
     #[test]
@@ -1218,6 +1384,26 @@ mod tests {
             "SKU 12345, SK-2026, ratio 12:AAA, SG.region.eu",
             "disk_0a1b2c3d4e5f60718293a4b5c6d7e8f90123456789abcdef0123456789abcdef",
             "cache-key-0a1b2c3d4e5f60718293a4b5c6d7e8f9",
+            "key-value-store, secret_santa_list, secret_santa_list_2026_with_the_names_of_everybody_in_it",
+            "secret_0a1b2c3d4e5f60718293a4b5c6d7e8f90123456789abcdef0123456789abcdef",
+            "re_export_everything, re_download_everything_2026, Re_download_EverythingOfTheYear",
+            "re_3MtwBwLkdIwHu7ix28a3tqPa",
+            "re_invoices_0a1b2c3d4e5f60718293",
+            "pa-system-controller, pa-system-controller-0a1b2c3d4e5f60718293a4b5c6d7e8f9",
+            "pa-Annual-Report-Of-The-Year-2026-For-The-Whole-Team",
+            "fw_update_channel, fw_update_channel_2026_11_30_stable, fw_0a1b2c3d4e5f60718293a4b5",
+            "fc-barcelona, fc-2026-11-30, fc-01890a5d-ac96-774b-bcce-b302099a8057",
+            "0189fc-a5d0-fc-7 01890a5d-00fc-774b-bcce-b302099a8057",
+            "pattern, patchwork12345.0a1b2c3d4e5f6071, patientrecords1.final",
+            "patientrecords1.0a1b2c3d4e5f60718293a4b5c6d7e8f90123456789abcdef0123456789abcdef",
+            "pat-na1-launch-plan-for-the-next-quarter-2026",
+            "napi_create_function, napi_create_external_arraybuffer_with_finalizer",
+            "jina_embeddings_v2_base_en_2026_10_release_notes",
+            "csk-cricket-club, phx_airport_terminal_four_departures_2026, vck_2026",
+            "phc_7QxW9z3RkT5mVb2NpL8c7QxW9z3RkT5mVb2NpL8c7Qx",
+            "hvr.region.eu, 8Q~ and FAQ~2026, see Q~, the 3 Q~0123456789abcdefghijklmnopqrstuv",
+            "app.atlasv1.config, https://hooks.slack.com/workflows and hooks.slack.com/triggers/",
+            "squ_are, sqa_team_2026, bkua_2026, lin_oauth_client, mdb_sa_sk_name, xkeysib-, gloas-scope",
             "password reset tool",
             "Password reset: 2026-11-29, password-policy: strict",
             "password=changeme, password: required, password_policy=strict2026",
@@ -1317,6 +1503,13 @@ mod tests {
             "cookie:a=b;",
             "sig=",
             "sig=%3D",
+            "pa-",
+            "pat",
+            "fw_aaaaaaaaaaaaaaaa",
+            "secret_",
+            "re_aaaaaaaa_",
+            "aaa8Q~",
+            ".atlasv1.",
         ] {
             let text = unit.repeat(256 * 1024 / unit.len());
             let quickest = (0..10).map(|_| time(&text)).find(|taken| *taken < usual * 30);

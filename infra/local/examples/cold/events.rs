@@ -216,7 +216,7 @@ async fn key_request(fixture: &Fixture, function: &str) -> Result<Option<(Reques
     const KEY: &str = "/v1/api_keys/{id}";
     let settings = || json!({ "name": "ci-runner", "scopes": ["read", "write"] });
     let fresh = async || id(&fixture.post("/v1/api_keys", settings()).await?["api_key"]);
-    let provider = |provider: &str| json!({ "provider": provider, "key": "sk-ant-api03-0123456789abcdefghij" });
+    let provider = |provider: &str| json!({ "provider": provider, "key": "sk-ant-0123456789abcdefghij" });
     let key = fixture.ids["key"];
     Ok(Some(match function {
         "whoami" => (Request::get("/v1/whoami"), 200),

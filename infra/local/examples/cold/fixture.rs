@@ -96,7 +96,7 @@ impl Fixture {
     async fn seed(&mut self) -> Result<()> {
         let project = self.post("/v1/agent_projects", json!({ "slug": "site", "name": "Site" })).await?;
         let key = self.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] })).await?;
-        let openai = json!({ "provider": "openai", "key": "sk-proj-0123456789abcdefghij" });
+        let openai = json!({ "provider": "openai", "key": "sk-proj-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghij" });
         self.post("/v1/model_keys", openai).await?;
         for commit in ["9fceb02", "b1973e0"] {
             let release = self.deploy(commit).await?;

@@ -53,7 +53,7 @@ impl Karta {
     }
 
     async fn with_provider_key(self) -> Result<Self> {
-        let body = json!({ "provider": "anthropic", "key": format!("sk-ant-api03-{}", uuid(&OsEntropy)) });
+        let body = json!({ "provider": "anthropic", "key": format!("sk-ant-{}", uuid(&OsEntropy)) });
         self.call("POST", "/v1/model_keys", &body, 201).await?;
         Ok(self)
     }

@@ -286,7 +286,7 @@ impl<'a> Tour<'a> {
     }
 
     async fn model_keys(&mut self) {
-        let key = json!({ "provider": "openai", "key": "sk-proj-0123456789abcdefghij", "name": "production" });
+        let key = json!({ "provider": "openai", "key": "sk-proj-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghij", "name": "production" });
         let created = self.post("modelKeysCreate", "/v1/model_keys", key).await;
         self.get("modelKeysList", "/v1/model_keys").await;
         let path = format!("/v1/model_keys/{}", created["model_key"]["id"]);
@@ -616,7 +616,11 @@ async fn schemas_and_handlers_accept_the_same_bodies() {
             json!({ "ttl_seconds": 3600, "user_id": null }),
         ),
         ("sessionTokensCreate", "/v1/agent_projects/site/session_tokens", json!({ "user_id": "" })),
-        ("modelKeysCreate", "/v1/model_keys", json!({ "provider": "acme", "key": "sk-proj-0123456789abcdefghij" })),
+        (
+            "modelKeysCreate",
+            "/v1/model_keys",
+            json!({ "provider": "acme", "key": "sk-proj-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghij" }),
+        ),
         (
             "webhookEndpointsCreate",
             "/v1/webhook_endpoints",

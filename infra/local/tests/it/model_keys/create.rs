@@ -123,6 +123,31 @@ async fn placeholder_does_not_replace_working_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn cut_or_doubled_key_does_not_replace_working_one() {
+    let server = TestServer::start().await;
+    for (provider, key) in one_of_each() {
+        create(&server, provider, &key).await;
+        let (cut, doubled) = match provider {
+            "bedrock" => {
+                (key.replace("EXAMPLE", "EXA"), key.replace("AKIAIOSFODNN7EXAMPLE", &"AKIAIOSFODNN7EXAMPLE".repeat(2)))
+            }
+            _ => (key[..40].to_owned(), key.repeat(2)),
+        };
+        for damaged in [cut, doubled] {
+            let refusal = post(&server, provider, &damaged).send().await.refused(422);
+            assert_eq!(
+                (&refusal["error"], &refusal["field"]),
+                (&json!("byok_key_rejected"), &json!("key")),
+                "{provider}"
+            );
+            assert!(!refusal.to_string().contains(&key[key.len() - 20..]), "{refusal}");
+            assert_eq!(active(&server, provider).send().await.expect(200)["plaintext"], key, "{provider}");
+        }
+    }
+    assert_eq!(list(&server).await.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn damaged_vertex_key_does_not_replace_working_one() {
     let server = TestServer::start().await;
     let working = service_account();

@@ -32,7 +32,8 @@ const ROUTE: &str = "/v1/model_keys";
 
 /// Returns a unique key that begins with `start`.
 pub(crate) fn provider_key(start: &str) -> String {
-    let key = format!("{start}{}", uuid(&OsEntropy));
+    let body: String = (0..3).map(|_| uuid(&OsEntropy)).collect();
+    let key = format!("{start}{:.84}", body.replace('-', ""));
     note_secret(&key);
     key
 }
