@@ -96,8 +96,8 @@ export class KartaSessions {
   }
 
   /**
-   * Sends a message and waits for the whole answer. A retry attaches to the same turn. Scope
-   * `write`.
+   * Sends a message and waits for the whole answer. A retry attaches to the same turn, or starts
+   * another one if that turn has failed or was interrupted. Scope `write`.
    *
    * @throws {KartaConflictError} `turn_in_progress`, `turn_cancelled`; {KartaValidationError} for
    * invalid input, a model that cannot be used, or a request that the provider rejected;
@@ -112,7 +112,8 @@ export class KartaSessions {
 
   /**
    * Sends a message and returns its turn as a stream of events. Nothing is sent until the stream is
-   * read. Scope `write`.
+   * read. Scope `write`. To resume without the scope `read`, the stream repeats its request, which
+   * starts another turn if the first has failed or was interrupted: that turn is cancelled.
    *
    * @throws {KartaArgumentError} for an invalid argument. Reading throws the other errors.
    */

@@ -1,7 +1,7 @@
 import { Credential } from "./credential.js";
 import { endedTurn, isTransient, turnFailure } from "./failure.js";
 import type { Settings } from "./options.js";
-import { KartaAuthError, type KartaError } from "./shared/errors.js";
+import { KartaArgumentError, KartaAuthError, type KartaError } from "./shared/errors.js";
 import { Exchange } from "./shared/exchange.js";
 import { failureOf } from "./shared/failure.js";
 import { isObject, parsedJson } from "./shared/json.js";
@@ -59,7 +59,7 @@ export class Http {
     return this.#settings.turnTimeout;
   }
 
-  /** Maximum attempts in a row to resume a stream that bring no event. */
+  /** Maximum consecutive attempts to resume a stream without a new event. */
   get maxReconnects(): number {
     return this.#settings.maxReconnects;
   }
@@ -83,7 +83,7 @@ export class Http {
     }
   }
 
-  /** Returns the page of a list that the response has under `plural`. */
+  /** Sends a call and returns a page of a list. The response has its items under `plural`. */
   async page<T>(call: Call, plural: string, options: RequestOptions): Promise<Page<T>> {
     return pageOf(await this.json(call, options), plural, this.#hide);
   }
@@ -115,10 +115,15 @@ export class Http {
   }
 
   async *#chunks(exchange: Exchange, response: Response): AsyncGenerator<Uint8Array, void, undefined> {
-    // React Native has no body to read from, only the whole response.
-    const reader = (response.body as ReadableStream<Uint8Array> | null | undefined)?.getReader();
+    let reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
     try {
       exchange.unlimited();
+      // React Native has no body to read from, only the whole response.
+      const body = response.body as Partial<ReadableStream<Uint8Array>> | null | undefined;
+      if (body && !body.getReader) {
+        throw new KartaArgumentError("fetch", "must return a web ReadableStream as body; node-fetch does not. Use the global fetch");
+      }
+      reader = (body as ReadableStream<Uint8Array> | null | undefined)?.getReader();
       if (reader === undefined) {
         exchange.limit(WHOLE_STREAM_MS);
         yield new Uint8Array(await exchange.wait(response.arrayBuffer()));

@@ -1,4 +1,4 @@
-import { knownOnly } from "./shared/arguments.js";
+import { knownOnly, rejectUndefined } from "./shared/arguments.js";
 import { KartaArgumentError } from "./shared/errors.js";
 import { CLIENT_OPTIONS, clientSettings, integerOf, timeoutOf, type ClientOptions, type ClientSettings } from "./shared/options.js";
 import { isOnClient } from "./shared/platform.js";
@@ -14,7 +14,7 @@ export interface CommonOptions extends ClientOptions {
    * silence. Default: 45,000.
    */
   idleTimeout?: number | undefined;
-  /** Maximum attempts in a row to resume a stream that bring no event, 0 to 100. Default: 10. */
+  /** Maximum consecutive attempts to resume a stream without a new event, 0 to 100. Default: 10. */
   maxReconnects?: number | undefined;
 }
 
@@ -22,8 +22,11 @@ export interface CommonOptions extends ClientOptions {
 export interface ApiKeyOptions extends CommonOptions {
   /** An API key, `kt_live_…`. */
   apiKey: string;
-  /** Slug of the project whose sessions to use. Default: all sessions of the organization. */
-  project?: string | undefined;
+  /**
+   * Slug of the project whose sessions to use. Default: all sessions of the organization. `undefined`
+   * is rejected.
+   */
+  project?: string;
   /**
    * Allows the API key in a browser. Anyone who can open the page can then read the key and control
    * the organization.
@@ -78,6 +81,8 @@ export function settingsOf(options: KartaSessionsOptions): Settings {
   if (apiKey !== undefined && sessionToken !== undefined) throw new KartaArgumentError("apiKey", "and sessionToken exclude each other: pass one");
   const isToken = sessionToken !== undefined;
   if (isToken && project === undefined) throw new KartaArgumentError("project", "is required with a session token: pass the project's slug");
+  // An empty variable must not reach the sessions of all projects.
+  rejectUndefined(given, "project");
   return {
     ...clientSettings(given),
     path: project === undefined ? "/v1/sessions" : `/v1/projects/${slugOf(project)}/sessions`,

@@ -3,12 +3,12 @@
 import { KartaArgumentError } from "./shared/errors.js";
 import { isObject } from "./shared/json.js";
 import type { ListParams } from "./shared/list.js";
-import { knownOnly, wellFormed } from "./shared/arguments.js";
+import { knownOnly, rejectUndefined, wellFormed } from "./shared/arguments.js";
 
 /** Fields of a new session. */
 export interface CreateParams {
-  /** Up to 50 pairs. `user_id` makes the session one user's. */
-  metadata?: Readonly<Record<string, string>> | null | undefined;
+  /** Up to 50 pairs. `user_id` makes the session one user's. `undefined` is rejected. */
+  metadata?: Readonly<Record<string, string>> | null;
 }
 
 /** Filters of a list of sessions. */
@@ -23,9 +23,9 @@ export interface TurnParams {
   text: string;
   /** Default: the model of the release, the project or the organization. */
   model?: string | null | undefined;
-  /** Default: 4,096. `maxTokens` is an alias. */
-  max_tokens?: number | null | undefined;
-  maxTokens?: number | null | undefined;
+  /** Default: 4,096. `undefined` is rejected. `maxTokens` is an alias. */
+  max_tokens?: number | null;
+  maxTokens?: number | null;
   /** Asks for reasoning, which arrives as `reasoning` events and parts. */
   thinking?: boolean | null | undefined;
 }
@@ -45,7 +45,10 @@ export function cancelBody(params: CancelParams): { turn_id?: string } {
 
 /** Returns the body that creates a session. */
 export function createBody(params: CreateParams): { metadata?: Readonly<Record<string, string>> } {
-  const { metadata } = knownOnly<CreateParams>(params, "params", ["metadata"]);
+  const fields = knownOnly<CreateParams>(params, "params", ["metadata"]);
+  const { metadata } = fields;
+  // An empty variable must not create a session without a user.
+  rejectUndefined(fields, "metadata");
   if (metadata === undefined || metadata === null) return {};
   // JSON would drop the entries of a Map or of an object of a class.
   const prototype: unknown = isObject(metadata) ? Object.getPrototypeOf(metadata) : undefined;
@@ -68,6 +71,8 @@ export function listQuery(params: SessionListParams): { user_id: string | undefi
 /** Returns the body that starts a turn. */
 export function turnBody(params: TurnParams): Record<string, string | number | boolean> {
   const fields = knownOnly<TurnParams>(params, "params", ["text", "model", "max_tokens", "maxTokens", "thinking"]);
+  // A failed calculation must not raise the limit to the default.
+  rejectUndefined(fields, "max_tokens", "maxTokens");
   const model = fields.model ?? undefined;
   const maxTokens = single(fields.max_tokens ?? undefined, fields.maxTokens ?? undefined, "maxTokens");
   const thinking = fields.thinking ?? undefined;

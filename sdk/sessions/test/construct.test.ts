@@ -73,6 +73,11 @@ test("a session token needs a project", () => {
   }
 });
 
+test("a project that is undefined is rejected", () => {
+  assert.equal(refusal({ apiKey: API_KEY, project: process.env.UNSET }).message, "project must not be undefined: pass a value or omit the field");
+  assert.equal(refusal({ sessionToken: TOKEN, project: undefined }).field, "project");
+});
+
 test("misspelt and unknown options are named", () => {
   for (const [name, meant] of [["baseURL", "baseUrl"], ["base_url", "baseUrl"], ["apikey", "apiKey"], ["session_token", "sessionToken"], ["max_retries", "maxRetries"]]) {
     const error = refusal({ apiKey: API_KEY, [String(name)]: API_KEY });

@@ -55,6 +55,12 @@ export function rejected(sessions: KartaSessions, options: ApiKeyOptions): void 
   void sessions.send(SESSION, { text: "hi", stream: true });
   // @ts-expect-error: a user that may be undefined would list all sessions
   void sessions.list({ userId: undefined });
+  // @ts-expect-error: a project that may be undefined would reach all sessions
+  new KartaSessions({ apiKey: API_KEY, project: undefined });
+  // @ts-expect-error: metadata that may be undefined would make a session without a user
+  void sessions.create({ metadata: undefined });
+  // @ts-expect-error: a limit that may be undefined would be the default
+  void sessions.send(SESSION, { text: "hi", max_tokens: undefined });
   // @ts-expect-error: metadata is text
   void sessions.create({ metadata: { count: 1 } });
   // @ts-expect-error: only creates and turns have a key

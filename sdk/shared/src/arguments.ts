@@ -22,6 +22,13 @@ export function knownOnly<T extends object>(
   throw new KartaArgumentError(unknown, `is unknown${meant === undefined ? "" : `: use ${meant}`}. ${known}`);
 }
 
+/** Throws KartaArgumentError if one of `names` is a field of `fields` that is `undefined`. */
+export function rejectUndefined<T extends object>(fields: T, ...names: (keyof T & string)[]): void {
+  for (const name of names) {
+    if (name in fields && fields[name] === undefined) throw new KartaArgumentError(name, "must not be undefined: pass a value or omit the field");
+  }
+}
+
 /**
  * A surrogate without its pair. UTF-8 cannot encode it, so a query would have another character.
  */

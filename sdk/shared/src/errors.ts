@@ -22,8 +22,8 @@ export class KartaError extends Error {
   static readonly [NAME]: string = "KartaError";
   override readonly name: string;
   /**
-   * HTTP status; absent if there was no response. An error that ended a stream has the status of a
-   * response that is not streamed.
+   * HTTP status; absent if there was no response. An error event of a stream has the status
+   * that the response would have without streaming.
    */
   readonly status: number | undefined;
   /**
@@ -170,8 +170,8 @@ export class KartaUnavailableError extends KartaServerError {
 }
 
 /**
- * A response that the API never sends: a redirect, another format, or a damaged stream. Another
- * server answered.
+ * A response that the API never sends: a redirect, another format, or a damaged stream. Often a
+ * proxy or another server answered.
  */
 export class KartaResponseError extends KartaError {
   static override readonly [NAME]: string = "KartaResponseError";

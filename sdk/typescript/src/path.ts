@@ -21,7 +21,10 @@ export function slug(value: string): Segment {
   throw new KartaArgumentError("slug", "must be 1 to 63 characters of a-z, 0-9 and -");
 }
 
-/** Query parameters. `undefined` and `null` are omitted; a list is joined with commas. */
+/** Filters that accept a list. In another one, a comma would be part of the value. */
+const LISTS: readonly string[] = ["status"];
+
+/** Query parameters. `undefined` is omitted; a list is joined with commas. */
 export type Query = Readonly<Record<string, string | number | readonly string[] | null | undefined>>;
 
 /**
@@ -31,14 +34,17 @@ export type Query = Readonly<Record<string, string | number | readonly string[] 
 export function queryString(query: Query): string {
   const pairs = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) {
-    if (value !== undefined && value !== null) pairs.set(name, queryValue(name, value));
+    if (value !== undefined) pairs.set(name, queryValue(name, value));
   }
   const text = pairs.toString();
   return text === "" ? "" : `?${text}`;
 }
 
 function queryValue(name: string, value: unknown): string {
+  // Without the filter the list would return everything.
+  if (value === null) throw new KartaArgumentError(name, "must not be null: pass a value or omit it");
   const data = plain(value, name);
+  if (Array.isArray(data) && !LISTS.includes(name)) throw new KartaArgumentError(name, "must have one value, not a list");
   const items: unknown[] = Array.isArray(data) ? data : [data];
   // Without the filter the list would return everything, the opposite of an empty filter.
   if (items.length === 0) throw new KartaArgumentError(name, "must not be an empty list: omit it to list everything");

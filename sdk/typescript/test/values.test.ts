@@ -579,7 +579,47 @@ test("queries accept only strings and numbers", async () => {
   assert.ok(cursor instanceof KartaArgumentError && cursor.field === "cursor", String(cursor));
 });
 
-test("null options and filters count as absent", async () => {
+test("null filters are rejected", async () => {
+  const { karta, sent } = scripted([json(200, {})]);
+  const none = null as never;
+  const calls: [string, () => unknown][] = [
+    ["status", () => karta.apiKeys.list({ status: none })],
+    ["unused_days", () => karta.apiKeys.list({ unused_days: none })],
+    ["expires_within_days", () => karta.apiKeys.list({ expires_within_days: none })],
+    ["status", () => karta.webhookEndpoints.deliveries(1, { status: none })],
+    ["period", () => karta.usage.summary({ period: none })],
+    ["period", () => karta.usage.keys({ period: none })],
+    ["actor", () => karta.auditEvents.list({ actor: none })],
+    ["action", () => karta.auditEvents.list({ action: none })],
+  ];
+  for (const [field, call] of calls) {
+    const error = await failure(call);
+    assert.ok(error instanceof KartaArgumentError, String(error));
+    assert.deepEqual([error.field, error.message], [field, `${field} must not be null: pass a value or omit it`]);
+  }
+  assert.equal(sent.length, 0);
+});
+
+test("only status accepts a list", async () => {
+  const { karta, sent } = scripted([json(200, { api_keys: [], deliveries: [], next_cursor: null })]);
+  const calls: [string, () => unknown][] = [
+    ["actor", () => karta.auditEvents.list({ actor: ["a", "b"] as never })],
+    ["action", () => karta.auditEvents.list({ action: ["api_key.created"] as never })],
+    ["unused_days", () => karta.apiKeys.list({ unused_days: [1, 2] as never })],
+    ["period", () => karta.usage.summary({ period: ["2026-11"] as never })],
+  ];
+  for (const [field, call] of calls) {
+    const error = await failure(call);
+    assert.ok(error instanceof KartaArgumentError, String(error));
+    assert.deepEqual([error.field, error.message], [field, `${field} must have one value, not a list`]);
+  }
+  assert.equal(sent.length, 0);
+  await karta.apiKeys.list({ status: ["active", "rotating"] });
+  await karta.webhookEndpoints.deliveries(1, { status: ["failed"] });
+  assert.equal(sent.length, 2);
+});
+
+test("null options and parameters count as absent", async () => {
   const none = null as never;
   const lists = { api_keys: [], audit_events: [], deliveries: [], keys: [], releases: [], next_cursor: null };
   const { karta, sent } = scripted([json(200, lists)]);
