@@ -22,7 +22,8 @@ use reqwest::{
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum bytes read of a response. The connection of a receiver that sends more is dropped.
 const MAX_READ_BYTES: usize = 64 << 10;
-const MAX_KEPT_BYTES: usize = 1 << 10;
+/// More than an attempt stores, which is cut after it is scrubbed: half a credential has no shape.
+const MAX_KEPT_BYTES: usize = 4 << 10;
 const MAX_ERROR_CHARS: usize = 200;
 
 /// Sends deliveries.
@@ -38,7 +39,7 @@ pub struct AttemptOutcome {
     pub response_code: Option<u16>,
     /// From the start of the look-up to the end of the response.
     pub latency_ms: u64,
-    /// The first 1024 bytes of the response, unchanged.
+    /// The first 4 KiB of the response, unchanged.
     pub response_body: Vec<u8>,
     /// Why the delivery failed, without the URL; `None` if it succeeded. Success requires a 2xx and
     /// the complete response or its first 64 KiB.

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use jiff::fmt::rfc2822;
+use jiff::{civil::DateTime, fmt::rfc2822, tz::TimeZone};
 
 use super::Timestamp;
 
@@ -15,8 +15,15 @@ pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
         return Some(text.parse().map_or(MAX_WAIT, Duration::from_secs).min(MAX_WAIT));
     }
     // The parser also accepts other mail dates, none of which is ambiguous.
-    let until = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    let until = rfc2822::DateTimeParser::new().parse_timestamp(text).ok().or_else(|| obsolete_date(text))?;
     Some(Timestamp::from(until).since(now).min(MAX_WAIT))
+}
+
+/// Parses the two obsolete forms of an HTTP date: those of RFC 850 and of `asctime`.
+fn obsolete_date(text: &str) -> Option<jiff::Timestamp> {
+    let forms = ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
+    let date = forms.iter().find_map(|form| DateTime::strptime(form, text).ok())?;
+    date.to_zoned(TimeZone::UTC).ok().map(|date| date.timestamp())
 }
 
 #[cfg(test)]
@@ -37,6 +44,9 @@ mod tests {
             ("Sun, 06 Nov 1994 08:49:07 GMT", Some(0)),
             ("Sat, 05 Nov 1994 08:49:07 GMT", Some(0)),
             ("Thu, 31 Dec 9998 23:59:59 GMT", Some(86_400)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(30)),
+            ("Sun Nov  6 08:49:37 1994", Some(30)),
+            ("Mon Nov  6 08:49:37 1994", None),
             ("", None),
             ("-1", None),
             ("+1", None),

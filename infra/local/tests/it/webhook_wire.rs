@@ -345,7 +345,7 @@ async fn endless_response_is_read_for_64_kib() {
     ] {
         let outcome = post(&wire(), &receiver.url()).await;
         assert_eq!((outcome.response_code, outcome.error.as_deref()), (Some(code), error));
-        assert_eq!(outcome.response_body, [b'x'; 1024]);
+        assert_eq!(outcome.response_body, [b'x'; 4096]);
     }
     while WRITTEN.lock().unwrap().len() < 3 {
         sleep(Duration::from_millis(10)).await;
