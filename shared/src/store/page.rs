@@ -14,7 +14,7 @@ const MAX_EXAMINED: usize = 1_000;
 
 /// Maximum bytes of items that one page examines. A response is a string within Lambda's 6 MB, in
 /// which one byte may be escaped as four.
-const MAX_BYTES: usize = 1_000_000;
+pub(super) const MAX_PAGE_BYTES: usize = 1_000_000;
 
 /// A page of a list, newest first.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl Store {
             };
             let exhausted = output.last_evaluated_key.is_none();
             for item in output.items.unwrap_or_default() {
-                let size: usize = item.iter().map(|(name, value)| name.len() + size_of(value)).sum();
+                let size = item_bytes(&item);
                 required_text(&item, "sk")?.clone_into(&mut upper);
                 let mut item = match (listing.read)(item) {
                     Err(fault) if listing.skips_unreadable => {
@@ -116,7 +116,7 @@ impl Store {
                     join(&mut item, complement);
                 }
                 let at = (listing.id)(&item);
-                let full = items.len() == limit || examined == MAX_EXAMINED || bytes + size > MAX_BYTES;
+                let full = items.len() == limit || examined == MAX_EXAMINED || bytes + size > MAX_PAGE_BYTES;
                 if full && examined > 0 {
                     return Ok(Page { items, resume_below });
                 }
@@ -136,6 +136,11 @@ impl Store {
 
 fn by_sort_key(items: Vec<Item>) -> Result<HashMap<String, Item>, StoreError> {
     items.into_iter().map(|item| Ok((required_text(&item, "sk")?.to_owned(), item))).collect()
+}
+
+/// Approximates the size that DynamoDB counts for an item.
+pub(super) fn item_bytes(item: &Item) -> usize {
+    item.iter().map(|(name, value)| name.len() + size_of(value)).sum()
 }
 
 /// Approximates the size that DynamoDB counts for an attribute.

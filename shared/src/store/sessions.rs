@@ -6,7 +6,7 @@ use super::{
     access::by_key,
     decode,
     outbox::Scheduled,
-    page::Listing,
+    page::{Listing, MAX_PAGE_BYTES, item_bytes},
     table::{
         Key, SESSION_SHARDS, Table, padded, project_sessions_partition, session_shard, sessions_partition,
         user_sessions_partition,
@@ -65,7 +65,8 @@ impl Store {
     }
 
     /// Returns the sessions of a list, newest first, without those that are deleted or expired. A
-    /// page may therefore contain fewer than `limit` sessions although another page follows.
+    /// page may therefore contain fewer than `limit` sessions although another page follows. It
+    /// has at most 1 MB, or one session.
     pub async fn sessions(
         &self,
         organization: Id,
@@ -85,9 +86,20 @@ impl Store {
         let Page { items: listed, resume_below } = self.page(listing, below, limit, |_| true).await?;
         let keys: Vec<_> = listed.iter().map(|listed| Key::session(organization, &listed.session_id)).collect();
         let mut found = by_key(self.batch_get(Table::Sessions, &keys).await?);
-        let found = keys.iter().filter_map(|key| found.remove(key)).map(decode::<Session>);
-        let mut items = found.collect::<Result<Vec<_>, _>>()?;
-        items.retain(|session| session.exists(now));
+        let (mut items, mut bytes, mut last) = (Vec::new(), 0, None);
+        for (listed, key) in listed.iter().zip(&keys) {
+            if let Some(item) = found.remove(key) {
+                bytes += item_bytes(&item);
+                if bytes > MAX_PAGE_BYTES && !items.is_empty() {
+                    return Ok(Page { items, resume_below: last });
+                }
+                let session: Session = decode(item)?;
+                if session.exists(now) {
+                    items.push(session);
+                }
+            }
+            last = Some(listed.list_id);
+        }
         Ok(Page { items, resume_below })
     }
 }

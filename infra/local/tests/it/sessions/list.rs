@@ -180,3 +180,27 @@ async fn messages_are_oldest_first() {
         assert_eq!(ids(&chat, &format!("{path}?"), &chat.server.admin, "messages").await, expected);
     }
 }
+
+/// A response of a function, escaped once more as a string, has at most 6 MB.
+#[tokio::test(flavor = "multi_thread")]
+async fn page_of_large_sessions_fits_a_response() {
+    let chat = Chat::start().await;
+    let ann = chat.token(Some("ann")).await;
+    let metadata: Value = (0..49).map(|at| (format!("note{at}"), Value::from("\"".repeat(500)))).collect();
+    let mut created = Vec::new();
+    for _ in 0..70 {
+        created.push(chat.session_as(IN_APP, &ann, metadata.clone()).await);
+    }
+    created.reverse();
+    let (mut listed, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = chat.server.get(&format!("{FLAT}?limit=100{cursor}")).send().await.expect(200);
+        assert!(Value::from(page.to_string()).to_string().len() < 6_000_000);
+        listed.extend(page["sessions"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned()));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(listed, created);
+}
