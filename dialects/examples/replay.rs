@@ -13,7 +13,7 @@ use std::{
     process::ExitCode,
 };
 
-use karta_dialects::{Delta, Dialect, Outcome, StopReason};
+use karta_dialects::{Delta, Dialect, Outcome, ReportedStop};
 use serde_json::{Value, json};
 
 fn main() -> io::Result<ExitCode> {
@@ -59,7 +59,7 @@ fn replay(dialect: Dialect, path: &Path) -> io::Result<bool> {
         "output_tokens": usage.output_tokens.unwrap_or(0),
         "cache_read_tokens": usage.cache_read_tokens.unwrap_or(0),
         "cache_write_tokens": usage.cache_write_tokens.unwrap_or(0),
-        "stop_reason": outcome.stop.map(StopReason::as_str),
+        "stop_reason": outcome.stop.map(ReportedStop::as_str),
     });
     writeln!(io::stdout(), "{result}")?;
     Ok(is_whole(&outcome))

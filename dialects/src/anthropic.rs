@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use serde_json::{Value, json};
 
 use crate::{
-    FaultKind, Prompt, ProviderFault, ReportedUsage, StopReason,
+    FaultKind, Prompt, ProviderFault, ReportedStop, ReportedUsage,
     decoder::Answer,
     dialect::Unreadable,
     json::{Json, Object},
@@ -136,13 +136,13 @@ fn read_usage(usage: &Object<'_>) -> Option<ReportedUsage> {
 }
 
 /// An unknown reason counts as the end of the turn, because the answer is whole.
-fn stop_reason(reason: &str) -> StopReason {
+fn stop_reason(reason: &str) -> ReportedStop {
     match reason {
-        "max_tokens" | "model_context_window_exceeded" => StopReason::MaxTokens,
-        "stop_sequence" => StopReason::StopSequence,
-        "refusal" => StopReason::Refusal,
-        "tool_use" => StopReason::ToolUse,
-        _ => StopReason::EndTurn,
+        "max_tokens" | "model_context_window_exceeded" => ReportedStop::MaxTokens,
+        "stop_sequence" => ReportedStop::StopSequence,
+        "refusal" => ReportedStop::Refusal,
+        "tool_use" => ReportedStop::ToolUse,
+        _ => ReportedStop::EndTurn,
     }
 }
 

@@ -44,7 +44,7 @@ const REJECTED_LABELS: [&str; 9] = [
 /// An error that the provider reported. Display and Debug leave the message out, because it may quote
 /// the key or the prompt.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the provider answered {}", kind.code())]
+#[error("the provider returned an error: {}", kind.code())]
 pub struct ProviderFault {
     pub kind: FaultKind,
     /// The provider's text, as received: scrub it before use. `None` if the answer has none or is not
@@ -81,7 +81,7 @@ impl FaultKind {
 /// Classifies an HTTP answer that is not a stream by its status and body. With a status below 400, the
 /// body decides.
 pub fn read_error(status: u16, body: &[u8]) -> ProviderFault {
-    match Json::parse(body).ok().and_then(Report::of_answer) {
+    match Json::parse(body).ok().and_then(Report::from_answer) {
         Some(report) => {
             let status = Some(status).filter(|status| *status >= 400).or(report.status);
             ProviderFault { kind: report.kind(status), message: report.message }
@@ -125,21 +125,21 @@ struct Report {
 
 impl Report {
     /// Reads the body of an HTTP answer. Google wraps it in an array, and AWS has no member `error`.
-    fn of_answer(body: Json<'_>) -> Option<Self> {
+    fn from_answer(body: Json<'_>) -> Option<Self> {
         let body = body.elements().and_then(|elements| elements.first().copied()).unwrap_or(body);
         let members = body.object()?;
-        Some(members.get("error").map_or_else(|| Self::of_members(&members), Self::new))
+        Some(members.get("error").map_or_else(|| Self::from_members(&members), Self::new))
     }
 
     /// Reads an error: an object, or its message.
     fn new(error: Json<'_>) -> Self {
         match error.object() {
-            Some(members) => Self::of_members(&members),
+            Some(members) => Self::from_members(&members),
             None => Self { labels: Vec::new(), status: None, message: error.to_text() },
         }
     }
 
-    fn of_members(members: &Object<'_>) -> Self {
+    fn from_members(members: &Object<'_>) -> Self {
         let labels = ["type", "code", "status", "__type"].into_iter().filter_map(|name| members.to_text(name));
         let number = members.count("code").or_else(|| members.to_text("code")?.parse().ok());
         Self {
@@ -303,7 +303,7 @@ mod tests {
         let body = anthropic("invalid_request_error", "the prompt is 'secret'");
         let fault = read_error(400, body.to_string().as_bytes());
         assert_eq!(fault.message.as_deref(), Some("the prompt is 'secret'"));
-        assert_eq!(format!("{fault}"), "the provider answered provider_rejected");
+        assert_eq!(format!("{fault}"), "the provider returned an error: provider_rejected");
         assert_eq!(format!("{fault:?}"), "ProviderFault { kind: Rejected, .. }");
     }
 }

@@ -25,6 +25,6 @@ mod text;
 pub use decoder::{Decoder, Delta};
 pub use dialect::Dialect;
 pub use fault::{FaultKind, ProviderFault, read_error};
-pub use outcome::{Outcome, ReportedUsage, StopReason};
+pub use outcome::{Outcome, ReportedStop, ReportedUsage};
 pub use prompt::{Prompt, PromptMessage, Role};
 pub use sse::MAX_FRAME_BYTES;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use serde_json::json;
 
 use crate::{
-    FaultKind, Prompt, ProviderFault, ReportedUsage, StopReason,
+    FaultKind, Prompt, ProviderFault, ReportedStop, ReportedUsage,
     decoder::Answer,
     dialect::Unreadable,
     json::{Json, Object},
@@ -95,7 +95,7 @@ fn read_delta(delta: &Object<'_>, answer: &mut Answer<'_>) {
     }
     answer.push(Part::Text(TEXT_PART), delta.get("content"));
     if answer.push(Part::Text(TEXT_PART), delta.get("refusal")) {
-        answer.outcome.stop = Some(StopReason::Refusal);
+        answer.outcome.stop = Some(ReportedStop::Refusal);
     }
     let has_calls = delta.get("tool_calls").and_then(Json::elements).is_some_and(|calls| !calls.is_empty());
     answer.outcome.had_tool_call |= has_calls || delta.get("function_call").is_some();
@@ -120,11 +120,11 @@ fn read_usage(usage: &Object<'_>) -> Option<ReportedUsage> {
 
 /// An unknown reason counts as the end of the turn, because the answer is whole. A refusal in text ends
 /// with `stop`.
-fn stop_reason(reason: &str, so_far: Option<StopReason>) -> StopReason {
+fn stop_reason(reason: &str, so_far: Option<ReportedStop>) -> ReportedStop {
     match reason {
-        "length" => StopReason::MaxTokens,
-        "content_filter" => StopReason::Refusal,
-        "tool_calls" | "function_call" => StopReason::ToolUse,
-        _ => so_far.filter(|stop| *stop == StopReason::Refusal).unwrap_or(StopReason::EndTurn),
+        "length" => ReportedStop::MaxTokens,
+        "content_filter" => ReportedStop::Refusal,
+        "tool_calls" | "function_call" => ReportedStop::ToolUse,
+        _ => so_far.filter(|stop| *stop == ReportedStop::Refusal).unwrap_or(ReportedStop::EndTurn),
     }
 }

@@ -9,7 +9,7 @@ pub struct Outcome {
     /// the answer.
     pub is_usage_final: bool,
     /// `None` until the provider reports it. Some providers end a stream without one.
-    pub stop: Option<StopReason>,
+    pub stop: Option<ReportedStop>,
     /// Whether the whole answer was received. False for a stream that was cut or ended with an error.
     /// OpenAI's dialect reports usage after the answer, so a complete stream may lack `usage`.
     pub is_complete: bool,
@@ -48,7 +48,7 @@ impl ReportedUsage {
 
 /// The reason why the model stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
+pub enum ReportedStop {
     EndTurn,
     MaxTokens,
     StopSequence,
@@ -56,7 +56,7 @@ pub enum StopReason {
     ToolUse,
 }
 
-impl StopReason {
+impl ReportedStop {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::EndTurn => "end_turn",

@@ -8,6 +8,7 @@ const NOT_PROVOKED = {
   "403 missing power: validate": "a local run's service token has every power",
   "409 release_not_ready": "there is no builder yet, so a release is ready at once",
   "409 secret_already_revealed": "ten minutes have to pass",
+  "422 session_full": "eight megabytes have to be sent",
   "500 Internal error": "no request is known to cause one",
   "500 internal": "no request is known to cause one",
   "500 interrupted": "the process of a turn has to die",

@@ -8,8 +8,8 @@ use crate::{
     app::App,
     config::{Ring, SecretError},
     domain::{
-        Id, MessageRole, Quantity, Reference, Retention, SessionId, SessionUsage, StopReason, Timestamp, Turn,
-        TurnError, TurnStatus, TurnUsage, UsageEvent, UsageKind,
+        Exhausted, Id, MessageRole, Quantity, Reference, Retention, SessionId, SessionUsage, StopReason, Timestamp,
+        Turn, TurnError, TurnStatus, TurnUsage, UsageEvent, UsageKind,
     },
     store::{
         CommitError, Conflict, KnownCounters, Reservation, SealedEvents, SealedMessage, StoreError, TurnSettlement,
@@ -59,6 +59,10 @@ pub struct RunningTurn<'a> {
 pub struct TurnEnd {
     /// `None` if the turn has an answer.
     pub error: Option<TurnError>,
+    /// The cap that ended the turn.
+    pub exhausted: Option<Exhausted>,
+    /// When the provider accepts requests again, if it said so.
+    pub retry_at: Option<Timestamp>,
     pub stop_reason: Option<StopReason>,
     pub usage: TurnUsage,
     pub estimated: bool,
@@ -118,6 +122,8 @@ pub async fn settle(
         estimated: end.estimated,
         stop_reason: end.stop_reason,
         error_code: end.error.map(|error| error.as_str().to_owned()),
+        exhausted: end.exhausted,
+        retry_at: end.retry_at,
         last_seq: end.events.next_seq() - 1,
         ended_by_sweep: leased_until.is_some(),
         ..turn.clone()

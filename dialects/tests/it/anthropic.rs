@@ -1,4 +1,4 @@
-use karta_dialects::{Delta, Dialect, FaultKind, Outcome, ReportedUsage, StopReason};
+use karta_dialects::{Delta, Dialect, FaultKind, Outcome, ReportedStop, ReportedUsage};
 use serde_json::{Value, json};
 
 use crate::{reasoning, text, usage};
@@ -62,7 +62,7 @@ fn text_with_usage_is_complete() {
     let expected = Outcome {
         usage: Some(tokens(12, 15)),
         is_usage_final: true,
-        stop: Some(StopReason::EndTurn),
+        stop: Some(ReportedStop::EndTurn),
         is_complete: true,
         ..Outcome::default()
     };
@@ -109,14 +109,14 @@ fn cumulative_usage_is_set() {
 #[test]
 fn stop_reasons_are_mapped() {
     for (reason, expected) in [
-        ("end_turn", StopReason::EndTurn),
-        ("pause_turn", StopReason::EndTurn),
-        ("a_later_reason", StopReason::EndTurn),
-        ("max_tokens", StopReason::MaxTokens),
-        ("model_context_window_exceeded", StopReason::MaxTokens),
-        ("stop_sequence", StopReason::StopSequence),
-        ("refusal", StopReason::Refusal),
-        ("tool_use", StopReason::ToolUse),
+        ("end_turn", ReportedStop::EndTurn),
+        ("pause_turn", ReportedStop::EndTurn),
+        ("a_later_reason", ReportedStop::EndTurn),
+        ("max_tokens", ReportedStop::MaxTokens),
+        ("model_context_window_exceeded", ReportedStop::MaxTokens),
+        ("stop_sequence", ReportedStop::StopSequence),
+        ("refusal", ReportedStop::Refusal),
+        ("tool_use", ReportedStop::ToolUse),
     ] {
         let (_, outcome) = decode(&[stop(reason, &Value::Null), end()]);
         assert_eq!((outcome.stop, outcome.is_complete), (Some(expected), true), "{reason}");
@@ -132,7 +132,7 @@ fn tool_call_gives_no_delta() {
         end(),
     ]);
     assert_eq!(deltas, []);
-    assert!(outcome.had_tool_call && outcome.stop == Some(StopReason::ToolUse));
+    assert!(outcome.had_tool_call && outcome.stop == Some(ReportedStop::ToolUse));
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn odd_members_leave_text_and_counts() {
         let (deltas, outcome) = decode(&events);
         assert_eq!((deltas, outcome.skipped_frames), (vec![text(0, "a")], 0), "{first} {odd}");
         assert_eq!((outcome.usage, outcome.is_usage_final), (Some(tokens(9, 5)), true), "{first} {odd}");
-        assert_eq!((outcome.stop, outcome.is_complete), (Some(StopReason::MaxTokens), true), "{first} {odd}");
+        assert_eq!((outcome.stop, outcome.is_complete), (Some(ReportedStop::MaxTokens), true), "{first} {odd}");
     }
 }
 

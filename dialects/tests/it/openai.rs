@@ -1,4 +1,4 @@
-use karta_dialects::{Delta, Dialect, FaultKind, Outcome, StopReason};
+use karta_dialects::{Delta, Dialect, FaultKind, Outcome, ReportedStop};
 use serde_json::{Value, json};
 
 use crate::{reasoning, text, usage};
@@ -48,7 +48,7 @@ fn text_with_usage_is_complete() {
     let expected = Outcome {
         usage: Some(usage([19, 10, 0, 0])),
         is_usage_final: true,
-        stop: Some(StopReason::EndTurn),
+        stop: Some(ReportedStop::EndTurn),
         is_complete: true,
         ..Outcome::default()
     };
@@ -188,7 +188,7 @@ fn odd_members_leave_text_and_counts() {
         let (deltas, outcome) = decode(&stream(&[chunk]));
         assert_eq!((deltas, outcome.skipped_frames), (vec![text(0, "a")], 0), "{pointer} {odd}");
         assert_eq!(outcome.usage, Some(usage([5, 7, 0, 0])), "{pointer} {odd}");
-        assert_eq!((outcome.stop, outcome.is_complete), (Some(StopReason::MaxTokens), true), "{pointer} {odd}");
+        assert_eq!((outcome.stop, outcome.is_complete), (Some(ReportedStop::MaxTokens), true), "{pointer} {odd}");
     }
 }
 
@@ -234,12 +234,12 @@ fn halves_of_a_character_are_joined() {
 #[test]
 fn stop_reasons_are_mapped() {
     for (reason, expected) in [
-        ("stop", StopReason::EndTurn),
-        ("a_later_reason", StopReason::EndTurn),
-        ("length", StopReason::MaxTokens),
-        ("content_filter", StopReason::Refusal),
-        ("tool_calls", StopReason::ToolUse),
-        ("function_call", StopReason::ToolUse),
+        ("stop", ReportedStop::EndTurn),
+        ("a_later_reason", ReportedStop::EndTurn),
+        ("length", ReportedStop::MaxTokens),
+        ("content_filter", ReportedStop::Refusal),
+        ("tool_calls", ReportedStop::ToolUse),
+        ("function_call", ReportedStop::ToolUse),
     ] {
         let (_, outcome) = decode(&stream(&[finish(reason)]));
         assert_eq!((outcome.stop, outcome.is_complete), (Some(expected), true), "{reason}");
@@ -251,7 +251,7 @@ fn refusal_text_is_text() {
     let refusal = chunk(&json!({"refusal": "I can't help with that."}), None);
     let (deltas, outcome) = decode(&(stream(&[refusal, finish("stop")]) + DONE));
     assert_eq!(deltas, [text(0, "I can't help with that.")]);
-    assert_eq!(outcome.stop, Some(StopReason::Refusal));
+    assert_eq!(outcome.stop, Some(ReportedStop::Refusal));
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn tool_call_gives_no_delta() {
     ] {
         let (deltas, outcome) = decode(&stream(&[chunk(&call, None), finish("tool_calls")]));
         assert_eq!(deltas, []);
-        assert!(outcome.had_tool_call && outcome.stop == Some(StopReason::ToolUse));
+        assert!(outcome.had_tool_call && outcome.stop == Some(ReportedStop::ToolUse));
     }
     assert!(!decode(&stream(&[chunk(&json!({"tool_calls": []}), None)])).1.had_tool_call);
 }

@@ -72,7 +72,7 @@ where
         turn = stored.ok_or(Error::NotFound)?.turn;
     }
     if turn.status != TurnStatus::Completed {
-        return Err(stored_error(turn.error_code.as_deref()));
+        return Err(stored_error(&turn, app.clock.now()));
     }
     let sealed = app.store.turn_messages(organization, &session.id, &turn).await?;
     let opened = open_messages(app, organization, &session.id, sealed).await?;

@@ -15,8 +15,8 @@ use karta_shared::{
     http::{Access, Call, Error, MessageResource, Route, SessionCaller, SessionPath, open_messages, text_of},
     settlement::{estimate_tokens, leased_until},
     store::{
-        Amount, KnownCounters, MAX_HISTORY_BYTES, Reservation, SealedMessage, SealedModelKey, StoreError, TurnClaim,
-        TurnRequest, TurnSettings, TurnState,
+        Amount, KnownCounters, Reservation, SealedMessage, SealedModelKey, StoreError, TurnClaim, TurnRequest,
+        TurnSettings, TurnState,
     },
     transcripts::{TranscriptContext, TranscriptPart},
     turn_events::MessagePart,
@@ -45,7 +45,7 @@ struct ValidatedRequest {
 }
 
 /// Claims the session for a turn, and reserves its first slice where a cap applies. `replaced` is
-/// the turn of an earlier request with the same `Idempotency-Key` that it replaces.
+/// the earlier turn of the same `Idempotency-Key`; the new turn replaces it.
 pub(crate) async fn claim<R>(app: &App, call: &Call<R>, replaced: Option<&TurnId>) -> Result<TurnTask, Error>
 where
     R: Route<Path = SessionPath, Body = Input>,
@@ -148,10 +148,7 @@ where
     });
     let (settings, history) = (settings?, history?);
     if history.as_ref().is_some_and(|page| page.resume_after.is_some()) {
-        let message = format!(
-            "The session is full: it has more than {MAX_HISTORY_BYTES} bytes of messages. Start a new session."
-        );
-        return Err(Error::Invalid { field: "text".to_owned(), message });
+        return Err(Error::SessionFull);
     }
     let history = history.map(|page| page.messages).unwrap_or_default();
     let project = settings.project.as_ref();
@@ -165,7 +162,7 @@ where
     let of_organization = key.organization.endpoint_url.as_ref().zip(Some(key.organization.endpoint_url_set_at));
     let endpoint = of_project.or(of_organization).filter(|_| choice.provider == Provider::Anthropic);
     if endpoint.is_some_and(|(url, _)| points_to_this_stack(app, url, call.meta.api_id.as_deref())) {
-        let message = "endpoint_url points to this stack. Change it.".into();
+        let message = "endpoint_url points to Karta itself. Set it to the base URL of your model provider.".into();
         tracing::warn!(organization_id = organization.get(), "endpoint_url points to this stack");
         return Err(Error::TurnFailed { code: TurnError::ProviderError, message, retry_after: None });
     }
@@ -359,6 +356,8 @@ where
         estimated: false,
         stop_reason: None,
         error_code: None,
+        exhausted: None,
+        retry_at: None,
         idempotency_hash: call.idempotency_key().map(|key| key.hash),
         cancel_requested: false,
         last_seq: 0,

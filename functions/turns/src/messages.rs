@@ -5,7 +5,7 @@ use std::{marker::PhantomData, time::Duration};
 use karta_shared::{
     App,
     config::{Ring, Secret},
-    domain::{Invalid, MessageRole, StopReason, Timestamp, TurnError, TurnId},
+    domain::{Invalid, MessageRole, StopReason, Timestamp, Turn, TurnError, TurnId},
     http::{
         AgentName, ApiResponse, Call, Cors, Error, Family, MessageResource, NoQuery, Route, SessionPath,
         TurnUsageResource, UncheckedText, event_channel, null_as_default, text_of,
@@ -214,8 +214,14 @@ pub(crate) fn user_parts(text: &str) -> Vec<MessagePart> {
     vec![MessagePart { id: "part_1".to_owned(), kind: PartKind::Text, text: text.to_owned() }]
 }
 
-/// Returns the error of a stored turn that ended without an answer.
-pub(crate) fn stored_error(code: Option<&str>) -> Error {
-    let known = TurnError::ALL.into_iter().find(|error| Some(error.as_str()) == code);
-    Error::turn_failed(known.unwrap_or(TurnError::Internal))
+/// Returns the error of a stored turn that ended without an answer. The provider's own words are not
+/// stored.
+pub(crate) fn stored_error(turn: &Turn, now: Timestamp) -> Error {
+    if let Some(exhausted) = turn.exhausted {
+        return Error::budget_exhausted(exhausted, now);
+    }
+    let known = TurnError::ALL.into_iter().find(|error| Some(error.as_str()) == turn.error_code.as_deref());
+    let code = known.unwrap_or(TurnError::Internal);
+    let retry_after = turn.retry_at.map(|at| at.since(now));
+    Error::TurnFailed { code, message: code.message().into(), retry_after }
 }

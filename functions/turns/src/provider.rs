@@ -34,8 +34,7 @@ const MAX_ERROR_BYTES: usize = 64 << 10;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_CHARS: usize = 500;
 const TOO_MANY_REQUESTS: u16 = 429;
-const ENDPOINT_NOT_CALLED: &str =
-    "endpoint_url was not called: it must be a public https URL outside this stack. Change it.";
+const ENDPOINT_NOT_CALLED: &str = "endpoint_url was not called: its host must have public addresses that are not Karta's own. Change endpoint_url, or correct the DNS record.";
 
 /// The HTTP clients of the process, created at their first use. They live as long as the process,
 /// because turns outlive their requests.
@@ -70,7 +69,8 @@ pub(crate) enum BaseUrl {
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) error: TurnError,
-    /// The provider's message, redacted; `None` if it gave none.
+    /// The text for the client: the provider's redacted message for a rejected request, or Karta's text
+    /// about `endpoint_url`. `None` uses [`TurnError::message`].
     pub(crate) message: Option<String>,
     pub(crate) retry_after: Option<Duration>,
     /// The cap that refused a slice.
@@ -133,8 +133,8 @@ const fn own_base_url(provider: Provider) -> &'static str {
 }
 
 impl ProviderClients {
-    /// Sends a request and waits for the head of an event stream. Retries it once after a 429 with a
-    /// short `Retry-After` and after a 5xx. Nothing of the answer has reached the client by then.
+    /// Sends a request and waits for the head of an event stream. Retries it once after a 5xx, and
+    /// after a 429 whose `Retry-After` is missing or at most 10 s. Nothing of the answer has reached the client by then.
     ///
     /// `may_be_billed` is true while the provider may have accepted a request: it stays true if the call
     /// fails without an answer or is dropped.
@@ -164,16 +164,23 @@ impl ProviderClients {
         may_be_billed: &mut bool,
     ) -> Result<Response, FailedAttempt> {
         let provider = target.provider.as_str();
-        let request = self.request(app, target).await.map_err(|fault| {
+        let not_sent = |fault: &dyn fmt::Display, is_endpoint: bool| {
             tracing::warn!(turn_id = %turn, provider, %fault, "provider request not sent");
-            let message = matches!(fault, RequestFault::NotSent(_)).then(|| ENDPOINT_NOT_CALLED.to_owned());
+            let message = is_endpoint.then(|| ENDPOINT_NOT_CALLED.to_owned());
             FailedAttempt { failure: Failure { message, ..TurnError::ProviderError.into() }, status: None }
-        })?;
+        };
+        let request = self.request(app, target).await;
+        let request = request.map_err(|fault| not_sent(&fault, matches!(fault, RequestFault::NotSent(_))))?;
         *may_be_billed = true;
         let sent = timeout(app.turn_limits.response_head, request.body(body.to_vec()).send()).await;
         let response = match sent {
             Err(_) => return Err(TurnError::ProviderTimeout.into()),
             Ok(Err(error)) => {
+                // The client checks the addresses of a host name when it connects.
+                if let Some(fault) = causes(&error).find_map(|cause| cause.downcast_ref::<NotSent>()) {
+                    *may_be_billed = false;
+                    return Err(not_sent(fault, true));
+                }
                 let fault = causes(&error).last().map(ToString::to_string).unwrap_or_default();
                 tracing::warn!(turn_id = %turn, provider, fault, "provider request failed");
                 // Without a connection nothing was sent.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use karta_dialects::{Delta, Outcome};
+use karta_dialects::{Delta, Outcome, ReportedStop};
 use karta_shared::{
     App,
     domain::{Budget, Retention, SessionId, StopReason, Timestamp, Turn, TurnCaller, TurnError, TurnStatus, TurnUsage},
@@ -35,8 +35,8 @@ pub(crate) const SLICE: u64 = 1_024;
 /// Maximum text of an event, in bytes. As JSON it may have six times as many, and its frame must fit
 /// into an item of the log.
 const MAX_EVENT_TEXT_BYTES: usize = 32 << 10;
-/// Maximum size of an answer as JSON. A page of messages has each text twice, escaped again in the
-/// response of a function, which has at most 6 MB.
+/// Maximum size of an answer as JSON. A page of messages contains each text twice (`text` and `parts`).
+/// The response of a function escapes it again and is limited to 6 MB.
 const MAX_ANSWER_BYTES: usize = 1_400_000;
 /// Maximum parts of an answer.
 const MAX_PARTS: usize = 256;
@@ -44,8 +44,12 @@ const MAX_PARTS: usize = 256;
 const OUTPUT_MARGIN: u64 = 10_000;
 /// Reported input above 4 × the estimate + this is clamped.
 const INPUT_MARGIN: u64 = 100_000;
-/// Pause between attempts to settle.
-const SETTLE_PAUSE: Duration = Duration::from_millis(500);
+/// How long a stream may be silent after a complete answer, before usage or its end.
+const SILENCE_AFTER_ANSWER: Duration = Duration::from_secs(10);
+/// How long a reservation is retried while the store fails.
+const RESERVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Pause between attempts to reserve or to settle.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// A claimed turn.
 pub(crate) struct TurnTask {
@@ -90,11 +94,11 @@ pub(crate) struct Signals {
 /// Progress of the provider's stream.
 struct Progress {
     outcome: Outcome,
-    /// Whether the provider may have accepted the request, and bills it.
+    /// Whether the provider may have accepted the request and may bill it.
     may_be_billed: bool,
     parts: Vec<ProgressPart>,
     output_bytes: usize,
-    /// Halves of tokens that the output may have, for reservations.
+    /// Maximum tokens of the output so far, in half tokens. For reservations.
     half_tokens: usize,
     /// Size of the answer as JSON.
     json_bytes: usize,
@@ -163,7 +167,7 @@ impl TurnTask {
         drop(body);
         began_tx.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
-        while let Some(bytes) = self.next_chunk(&mut response).await? {
+        while let Some(bytes) = self.next_chunk(&mut response, progress.outcome.is_complete).await? {
             decoder.push(bytes.as_ref(), &mut deltas);
             progress.outcome.clone_from(decoder.outcome());
             for delta in deltas.drain(..) {
@@ -189,9 +193,16 @@ impl TurnTask {
     }
 
     /// Reads from the provider's stream. A broken connection ends the stream: the decoder knows whether
-    /// the answer was complete.
-    async fn next_chunk(&self, response: &mut Response) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
-        match timeout(self.app.turn_limits.silence, response.chunk()).await {
+    /// the answer was complete. So does silence after a complete answer, whose usage may follow.
+    async fn next_chunk(
+        &self,
+        response: &mut Response,
+        is_complete: bool,
+    ) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
+        let silence = self.app.turn_limits.silence;
+        let silence = if is_complete { silence.min(SILENCE_AFTER_ANSWER) } else { silence };
+        match timeout(silence, response.chunk()).await {
+            Err(_) if is_complete => Ok(None),
             Err(_) => Err(TurnError::ProviderTimeout.into()),
             Ok(Err(error)) => {
                 let (provider, fault) = (self.target.provider.as_str(), error.without_url());
@@ -211,7 +222,7 @@ impl TurnTask {
         progress.output_bytes += text.len();
         progress.json_bytes += json_bytes(&text);
         if progress.json_bytes > MAX_ANSWER_BYTES {
-            tracing::warn!(turn_id = %self.turn.id, "provider sent an answer that is too large to store");
+            tracing::warn!(turn_id = %self.turn.id, limit = "bytes", "provider sent an answer that is too large to store");
             return Err(Failure::from(TurnError::ProviderError).into());
         }
         progress.half_tokens += text.chars().map(max_half_tokens).sum::<usize>();
@@ -241,7 +252,7 @@ impl TurnTask {
         let known = progress.parts.iter().position(is_same);
         if known.is_none() {
             if progress.parts.len() == MAX_PARTS {
-                tracing::warn!(turn_id = %self.turn.id, "provider sent an answer that is too large to store");
+                tracing::warn!(turn_id = %self.turn.id, limit = "parts", "provider sent an answer that is too large to store");
                 return Err(Failure::from(TurnError::ProviderError).into());
             }
             let id = format!("part_{}", progress.parts.len() + 1);
@@ -271,6 +282,7 @@ impl TurnTask {
     async fn extend_reservation(&mut self, output_tokens: usize) -> Result<(), EarlyEnd> {
         let Some(reservation) = &mut self.reservation else { return Ok(()) };
         let estimate = u64::try_from(output_tokens).unwrap_or(u64::MAX);
+        let until = Instant::now() + RESERVE_TIMEOUT;
         while estimate > self.reserved_output && self.reserved_output < self.turn.max_tokens {
             let tokens = SLICE.min(self.turn.max_tokens - self.reserved_output);
             let amount = Amount { input_tokens: 0, output_tokens: tokens, cost: output_cost(&self.turn, tokens) };
@@ -280,6 +292,11 @@ impl TurnTask {
                 Ok(Err(exhausted)) => {
                     let failure = Failure::from(TurnError::BudgetExhausted);
                     return Err(Failure { exhausted: Some(exhausted), ..failure }.into());
+                }
+                Err(fault @ StoreError::Unavailable(_)) if Instant::now() < until => {
+                    tracing::warn!(turn_id = %self.turn.id, %fault, "reservation failed, retrying");
+                    self.known = None;
+                    sleep(RETRY_PAUSE).await;
                 }
                 Err(fault) => {
                     tracing::error!(turn_id = %self.turn.id, %fault, "reservation failed");
@@ -319,6 +336,8 @@ impl TurnTask {
         let Ok(last) = last else { return self.unsettled(answer, seq, sender).await };
         let end = TurnEnd {
             error: failure.as_ref().map(|failure| failure.error),
+            exhausted: failure.as_ref().and_then(|failure| failure.exhausted),
+            retry_at: failure.as_ref().and_then(|failure| failure.retry_after).map(|after| now.plus(after)),
             stop_reason: failure.is_none().then_some(stop_reason),
             usage,
             estimated,
@@ -332,8 +351,8 @@ impl TurnTask {
         }
         match self.store_end(&end).await {
             Some(turn) => {
-                // A slow client lacks events. Its stream ends without a last one, so that it follows the
-                // turn from those that it has.
+                // A slow client has missed events. Its stream ends without `done` or `error`, so that it follows
+                // the turn from the last event that it received.
                 send_last(sender.filter(|_| !is_client_slow), last).await;
                 Ended { turn, answer: end.answer, failure }
             }
@@ -342,7 +361,7 @@ impl TurnTask {
     }
 
     /// Retries the settlement until [`TurnLimits::settle`](karta_shared::config::TurnLimits) has passed,
-    /// and renews the lease in between. `None` if it failed: the sweep settles the turn.
+    /// and renews the lease in between. `None` if it failed or the sweep was first: the sweep's end counts.
     async fn store_end(&self, end: &TurnEnd) -> Option<Turn> {
         let until = Instant::now() + self.app.turn_limits.settle;
         // Adds what this turn reserved after the counters were read.
@@ -377,7 +396,7 @@ impl TurnTask {
                 return None;
             }
             tracing::warn!(turn_id = %self.turn.id, %fault, "settlement failed, retrying");
-            sleep(SETTLE_PAUSE).await;
+            sleep(RETRY_PAUSE).await;
             let until = leased_until(&self.app, self.app.clock.now());
             let renewal =
                 self.app.store.renew_turn_lease(self.caller.organization, &self.session, &self.turn.id, until);
@@ -395,7 +414,7 @@ impl TurnTask {
         Ok(stored.map(|stored| stored.turn).filter(is_own_end))
     }
 
-    /// Gives up a turn that another process has settled or will settle.
+    /// Gives up a turn that another process has settled.
     async fn abandon(self, progress: Progress) -> Ended {
         progress.log.abort();
         let answer = progress.parts.into_iter().map(|part| part.part).collect();
@@ -523,8 +542,9 @@ async fn send_last(sender: Option<EventSender>, frame: Vec<u8>) {
     }
 }
 
-/// Returns the halves of tokens that a character of output may have, so that a reservation is rarely
-/// too small. Tokenizers know scripts with many readers, and split others into their bytes.
+/// Returns the maximum tokens for a character of output, in half tokens, so that a reservation is
+/// rarely too small. Tokenizers have entries for widely used scripts, and split other characters into
+/// bytes.
 fn max_half_tokens(character: char) -> usize {
     match character {
         '\0'..='\u{7F}' => 1,
@@ -546,13 +566,12 @@ pub(crate) fn output_cost(turn: &Turn, tokens: u64) -> u128 {
 }
 
 fn stop_reason(outcome: &Outcome) -> StopReason {
-    use karta_dialects::StopReason as Reported;
     match outcome.stop {
-        None | Some(Reported::EndTurn) => StopReason::EndTurn,
-        Some(Reported::MaxTokens) => StopReason::MaxTokens,
-        Some(Reported::StopSequence) => StopReason::StopSequence,
-        Some(Reported::Refusal) => StopReason::Refusal,
-        Some(Reported::ToolUse) => StopReason::ToolUse,
+        None | Some(ReportedStop::EndTurn) => StopReason::EndTurn,
+        Some(ReportedStop::MaxTokens) => StopReason::MaxTokens,
+        Some(ReportedStop::StopSequence) => StopReason::StopSequence,
+        Some(ReportedStop::Refusal) => StopReason::Refusal,
+        Some(ReportedStop::ToolUse) => StopReason::ToolUse,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Settles turns whose process died.
 
+use std::time::Duration;
+
 use karta_shared::{
     App,
     config::Ring,
@@ -10,6 +12,9 @@ use karta_shared::{
     turn_events::{EventBatch, MessagePart, Seq, TurnEvent},
     worker::Fault,
 };
+
+/// How long settlements with the answer may fail, before one without it is tried.
+const MAX_OVERDUE: Duration = Duration::from_mins(5);
 
 /// Settles a turn whose lease has ended. Counts the estimated input, and as output the logged events
 /// plus the estimated hidden output. A turn under a cap that had reserved nothing has not called its
@@ -45,7 +50,16 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     let error = if turn.cancel_requested { TurnError::TurnCancelled } else { TurnError::Interrupted };
     let mut events = EventBatch::new(last_seq + 1);
     events.end(app.clock.now(), &TurnEvent::Error::<()> { code: error.as_str(), message: error.message() })?;
-    let end = TurnEnd { error: Some(error), stop_reason: None, usage, estimated: may_be_billed, answer, events };
+    let end = TurnEnd {
+        error: Some(error),
+        exhausted: None,
+        retry_at: None,
+        stop_reason: None,
+        usage,
+        estimated: may_be_billed,
+        answer,
+        events,
+    };
     let running = RunningTurn {
         organization: *organization,
         session,
@@ -54,7 +68,14 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
         leased_until: stored.leased_until,
     };
     let mut settled = settle(app, running, &end, Some(known), app.session_retention).await;
-    if let Err(SettleError::Store(StoreError::Fault(fault)) | SettleError::Encoding(fault)) = &settled {
+    let is_long_overdue = stored.leased_until.is_some_and(|until| until.plus(MAX_OVERDUE) <= app.clock.now());
+    let fault = match &settled {
+        Err(SettleError::Store(StoreError::Fault(fault)) | SettleError::Encoding(fault)) => Some(fault),
+        // A large answer may exceed what its partition can write at once.
+        Err(SettleError::Store(StoreError::Unavailable(fault))) if is_long_overdue => Some(fault),
+        _ => None,
+    };
+    if let Some(fault) = fault {
         // An answer that cannot be stored must not keep the session locked.
         tracing::error!(turn_id = %turn.id, fault, "answer of an interrupted turn dropped");
         let end = TurnEnd { answer: Vec::new(), ..end };

@@ -33,12 +33,12 @@ use serde_json::{Value, json};
 
 use crate::{
     registry::{self, Handler, Mounted},
-    template::{Authorizer as RouteAuthorizer, GatewayResponse, Template, TemplateRoute},
+    template::{AuthorizerMode, GatewayResponse, Template, TemplateRoute},
 };
 
 /// API Gateway's limit on a request body.
 const MAX_BODY_BYTES: usize = 10 * 1024 * 1024;
-const MAX_CACHED_VERDICTS: usize = 10_000;
+const MAX_CACHED_RESULTS: usize = 10_000;
 const STAGE: &str = "local";
 /// The header in which API Gateway returns a function's `WWW-Authenticate`.
 const REMAPPED_CHALLENGE: &str = "x-amzn-remapped-www-authenticate";
@@ -49,7 +49,7 @@ pub struct Gateway {
     routes: Routes,
     authorizer: Authorizer,
     validation: Regex,
-    verdicts: Cache<[u8; 32], CachedAuthorization>,
+    results: Cache<[u8; 32], AuthorizerResult>,
     cached_for: Duration,
     responses: HashMap<String, GatewayResponse>,
     clock: Arc<dyn Clock>,
@@ -59,13 +59,14 @@ pub struct Gateway {
 struct GatewayRoute {
     method: Method,
     handler: Handler,
-    authorizer: Option<RouteAuthorizer>,
+    authorizer: Option<AuthorizerMode>,
 }
 
-/// The authorizer's result for an `Authorization` header, and its time. `None` is a Deny.
+/// The authorizer's result for a request, and its time.
 #[derive(Clone)]
-struct CachedAuthorization {
+struct AuthorizerResult {
     at: Timestamp,
+    /// `None` if access is denied.
     context: Option<Arc<HashMap<String, Value>>>,
 }
 
@@ -121,8 +122,9 @@ impl Gateway {
             if function.binary == settings.binary {
                 ensure!(
                     function.binary == authorizer::NAME,
-                    "template.yaml names {} as its authorizer",
-                    function.binary
+                    "template.yaml names {} as its authorizer: it must be {}",
+                    function.binary,
+                    authorizer::NAME
                 );
                 continue;
             }
@@ -150,7 +152,7 @@ impl Gateway {
         }
         let mut routes = Routes::new();
         for (path, of_path) in routes_by_path {
-            routes.insert(&path, of_path).with_context(|| format!("the path {path}"))?;
+            routes.insert(&path, of_path).with_context(|| format!("invalid path {path} in template.yaml"))?;
         }
         let responses: HashMap<_, _> = template.gateway_responses.clone().into_iter().collect();
         for error in GatewayError::ALL {
@@ -160,8 +162,8 @@ impl Gateway {
             routes,
             authorizer: Authorizer::new(app.for_function(authorizer::NAME)),
             validation: Regex::new(&format!("^(?:{})$", settings.validation_expression))
-                .context("ValidationExpression")?,
-            verdicts: Cache::new(MAX_CACHED_VERDICTS),
+                .context("ValidationExpression in template.yaml must be a regular expression")?,
+            results: Cache::new(MAX_CACHED_RESULTS),
             cached_for: Duration::from_secs(settings.cached_seconds),
             responses,
             clock: Arc::clone(&app.clock),
@@ -170,9 +172,9 @@ impl Gateway {
     }
 
     /// Empties the authorizer cache, as a flush of the stage's authorizer cache does in API
-    /// Gateway. A verdict that is being computed is still cached.
+    /// Gateway. A result that is being computed is still cached.
     pub fn flush_authorizer_cache(&self) {
-        self.verdicts.clear();
+        self.results.clear();
     }
 
     pub async fn answer(&self, peer: SocketAddr, request: axum::extract::Request) -> axum::response::Response {
@@ -203,8 +205,8 @@ impl Gateway {
         let route = matched.value.iter().find(|route| route.method == parts.method);
         let route = route.ok_or(GatewayError::MissingAuthenticationToken)?;
         let context = match route.authorizer {
-            Some(RouteAuthorizer::Cached) => Some(self.authorize(&parts.headers, &parts.method, &parts.uri).await?),
-            Some(RouteAuthorizer::Uncached) => {
+            Some(AuthorizerMode::Cached) => Some(self.authorize(&parts.headers, &parts.method, &parts.uri).await?),
+            Some(AuthorizerMode::Uncached) => {
                 let headers = parts.headers.iter().map(|(name, value)| {
                     (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
                 });
@@ -245,7 +247,7 @@ impl Gateway {
         Ok(axum::response::Response::from_parts(parts, axum::body::Body::new(body)))
     }
 
-    /// Returns the authorizer's context for the header, from the cache if the verdict is fresh.
+    /// Returns the authorizer's context for the header, from the cache if the result is fresh.
     /// Faults are not cached.
     async fn authorize(
         &self,
@@ -258,19 +260,18 @@ impl Gateway {
         let header = header.filter(|header| self.validation.is_match(header)).ok_or(GatewayError::Unauthorized)?;
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, header.as_bytes());
         let cache_key: [u8; 32] = digest.as_ref().try_into().map_err(|_| GatewayError::AuthorizerFailure)?;
-        let cached =
-            self.verdicts.get(&cache_key).filter(|verdict| self.clock.now().since(verdict.at) < self.cached_for);
-        let verdict = if let Some(verdict) = cached {
-            verdict
+        let cached = self.results.get(&cache_key).filter(|result| self.clock.now().since(result.at) < self.cached_for);
+        let result = if let Some(result) = cached {
+            result
         } else {
-            let verdict = self.call_authorizer(&Event::token(header, method_arn(method, uri))).await?;
-            self.verdicts.insert(cache_key, verdict.clone());
-            verdict
+            let result = self.call_authorizer(&Event::token(header, method_arn(method, uri))).await?;
+            self.results.insert(cache_key, result.clone());
+            result
         };
-        verdict.context.ok_or(GatewayError::AccessDenied)
+        result.context.ok_or(GatewayError::AccessDenied)
     }
 
-    async fn call_authorizer(&self, event: &Event) -> Result<CachedAuthorization, GatewayError> {
+    async fn call_authorizer(&self, event: &Event) -> Result<AuthorizerResult, GatewayError> {
         // Boxed, as a handler's future is: the compiler limits how deep the types of futures nest.
         let answer = Box::pin(self.authorizer.authorize(event)).await.map_err(|fault| {
             tracing::error!(route = authorizer::NAME, %fault, "authorization failed");
@@ -282,7 +283,7 @@ impl Gateway {
             Value::Object(context) if allowed => Some(Arc::new(context.into_iter().collect())),
             _ => None,
         };
-        Ok(CachedAuthorization { at: self.clock.now(), context })
+        Ok(AuthorizerResult { at: self.clock.now(), context })
     }
 
     fn error_response(&self, error: GatewayError, request_id: &str) -> axum::response::Response {

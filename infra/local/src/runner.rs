@@ -108,7 +108,8 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Boxed without its type, because the compiler limits how deep the types of futures nest.
+    /// Starts the control plane. Returns a boxed `dyn Future`, because the compiler limits the nesting of
+    /// future types.
     pub fn start(options: Options) -> Pin<Box<dyn Future<Output = Result<Self>>>> {
         Box::pin(Self::start_with_proxy(options, None))
     }
@@ -212,12 +213,14 @@ pub(crate) fn lock(folder: &Path) -> Result<File> {
         .with_context(|| format!("--data-dir: cannot create {}", folder.display()))?;
     let path = folder.join("lock");
     let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    let file = file.with_context(|| format!("--data-dir: cannot open the lock file {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             bail!("{} is in use by another runner: stop it, or choose another --data-dir", folder.display())
         }
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("--data-dir: cannot lock {}", path.display()))
+        }
     }
 }

@@ -47,13 +47,13 @@ pub struct TemplateRoute {
     /// The path, with variables in braces: `/v1/api_keys/{id}`.
     pub path: String,
     /// `None` if anybody may call the route.
-    pub authorizer: Option<Authorizer>,
+    pub authorizer: Option<AuthorizerMode>,
 }
 
 /// How API Gateway authorizes a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Authorizer {
-    /// The default: a TOKEN authorizer with cached verdicts.
+pub enum AuthorizerMode {
+    /// The default: a TOKEN authorizer with cached results.
     Cached,
     /// A REQUEST authorizer without a cache.
     Uncached,
@@ -152,9 +152,9 @@ fn rate(value: &Value) -> Result<Duration> {
     let unit = match unit.trim_end_matches('s') {
         "minute" => Duration::from_mins(1),
         "hour" => Duration::from_hours(1),
-        other => bail!("unknown unit {other}"),
+        other => bail!("unknown unit {other}: use minutes or hours"),
     };
-    Ok(unit * count.parse::<u32>().context("Schedule")?)
+    Ok(unit * count.parse::<u32>().with_context(|| format!("{schedule} must have a number"))?)
 }
 
 /// Returns the indexes in policy statements with `dynamodb:Query`, and the partitions that these
@@ -211,16 +211,16 @@ fn route(name: String, event: &Value, auth: &Value) -> Result<TemplateRoute> {
         method: method.parse().context("Method")?,
         path: text(&event["Path"])?.to_owned(),
         authorizer: match event["Auth"]["Authorizer"].as_str() {
-            None => Some(Authorizer::Cached),
+            None => Some(AuthorizerMode::Cached),
             Some("NONE") => None,
             Some(other) => Some(uncached(other, auth)?),
         },
     })
 }
 
-/// Checks that an authorizer of this name is called for every request. It has no identity source:
-/// with one, API Gateway would return 401 without calling it.
-fn uncached(name: &str, auth: &Value) -> Result<Authorizer> {
+/// Checks that an authorizer of this name is called for every request. It must have no identity
+/// source: with one, API Gateway itself returns 401 to requests that lack it.
+fn uncached(name: &str, auth: &Value) -> Result<AuthorizerMode> {
     let (settings, default) = (&auth["Authorizers"][name], default_authorizer(auth)?);
     ensure!(settings.is_object(), "unknown Authorizer {name}");
     ensure!(
@@ -229,7 +229,7 @@ fn uncached(name: &str, auth: &Value) -> Result<Authorizer> {
             && settings["FunctionArn"] == auth["Authorizers"][default]["FunctionArn"],
         "the authorizer {name} must be an uncached REQUEST authorizer of the same function"
     );
-    Ok(Authorizer::Uncached)
+    Ok(AuthorizerMode::Uncached)
 }
 
 fn default_authorizer(auth: &Value) -> Result<&str> {
@@ -239,16 +239,18 @@ fn default_authorizer(auth: &Value) -> Result<&str> {
 fn authorizer(auth: &Value, functions: &BTreeMap<&str, Function>) -> Result<AuthorizerSettings> {
     let name = default_authorizer(auth)?;
     let settings = &auth["Authorizers"][name];
-    let target = text(&settings["FunctionArn"]).context("FunctionArn")?;
+    let target = text(&settings["FunctionArn"]).context("FunctionArn must be a string")?;
     let target = target.split('.').next().unwrap_or(target);
     let function =
         functions.get(target).with_context(|| format!("the authorizer {target} is not a function of template.yaml"))?;
     let identity = &settings["Identity"];
     Ok(AuthorizerSettings {
         binary: function.binary.clone(),
-        cached_seconds: identity["ReauthorizeEvery"].as_u64().context("Identity.ReauthorizeEvery")?,
+        cached_seconds: identity["ReauthorizeEvery"]
+            .as_u64()
+            .context("Identity.ReauthorizeEvery must be a number of seconds")?,
         validation_expression: text(&identity["ValidationExpression"])
-            .context("Identity.ValidationExpression")?
+            .context("Identity.ValidationExpression must be a string")?
             .to_owned(),
     })
 }
@@ -256,8 +258,10 @@ fn authorizer(auth: &Value, functions: &BTreeMap<&str, Function>) -> Result<Auth
 fn gateway_responses(value: &Value) -> Result<BTreeMap<String, GatewayResponse>> {
     let responses = value.as_object().context("the Api has no GatewayResponses")?;
     let response = |name: &String, value: &Value| {
-        let status =
-            value["StatusCode"].as_u64().and_then(|status| u16::try_from(status).ok()).context("StatusCode")?;
+        let status = value["StatusCode"]
+            .as_u64()
+            .and_then(|status| u16::try_from(status).ok())
+            .context("StatusCode must be a number")?;
         let headers = value["ResponseParameters"]["Headers"].as_object();
         let headers = headers.into_iter().flatten().map(|(name, value)| Ok((name.clone(), text(value)?.to_owned())));
         let body = text(&value["ResponseTemplates"]["application/json"])?.to_owned();
@@ -314,9 +318,9 @@ mod tests {
             let event = serde_json::json!({ "Method": "GET", "Path": "/v1/sessions", "Auth": { "Authorizer": name } });
             route("sessions-list".to_owned(), &event, auth).map(|route| route.authorizer)
         };
-        assert_eq!(chosen(Value::Null, &auth).unwrap(), Some(Authorizer::Cached));
+        assert_eq!(chosen(Value::Null, &auth).unwrap(), Some(AuthorizerMode::Cached));
         assert_eq!(chosen("NONE".into(), &auth).unwrap(), None);
-        assert_eq!(chosen("CurrentCredential".into(), &auth).unwrap(), Some(Authorizer::Uncached));
+        assert_eq!(chosen("CurrentCredential".into(), &auth).unwrap(), Some(AuthorizerMode::Uncached));
         assert!(chosen("AWS_IAM".into(), &auth).is_err());
         let mut cached = auth.clone();
         cached["Authorizers"]["CurrentCredential"]["Identity"]["ReauthorizeEvery"] = 3.into();

@@ -230,13 +230,14 @@ pub enum BudgetVerdict {
     Exhausted(Exhausted),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Exhausted {
     Subscription(SubscriptionStatus),
     Cap { kind: CapKind, of: CapOwner },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CapOwner {
     Organization,

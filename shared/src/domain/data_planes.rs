@@ -78,7 +78,7 @@ pub enum DataPlanesError {
     FieldUnknown(String),
     #[error("{field} of the data plane {name} {problem}")]
     Field { name: String, field: &'static str, problem: Invalid },
-    #[error("the data planes {0} and {1} have the same token")]
+    #[error("the data planes {0} and {1} have the same token: give each its own")]
     TokenTwice(String, String),
 }
 
@@ -310,7 +310,7 @@ mod tests {
             ),
             (
                 json!({ "a": { "url": url, "token": secret }, "b": { "url": url, "token": secret } }),
-                "the data planes a and b have the same token",
+                "the data planes a and b have the same token: give each its own",
             ),
         ] {
             let refusal = parsed(&value).unwrap_err();

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Id, MessageId, ModelId, Price, Provider, Timestamp, TurnId};
+use super::{Exhausted, Id, MessageId, ModelId, Price, Provider, Timestamp, TurnId};
 
 /// The credential for which a turn runs or is followed.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +54,12 @@ pub struct Turn {
     /// Why a turn ended without an answer: a code of the API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_code: Option<String>,
+    /// The cap that ended the turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exhausted: Option<Exhausted>,
+    /// When the provider accepts requests again, if it said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Timestamp>,
     /// Hash of the `Idempotency-Key` under which the turn is recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idempotency_hash: Option<String>,

@@ -66,11 +66,15 @@ impl TurnError {
         match self {
             Self::ProviderRejected => "The provider rejected the request.",
             Self::ByokKeyRejected => "The provider rejected the organization's model key. Store a valid one.",
-            Self::ProviderCreditExhausted => "The organization's account at the provider has no credit left.",
+            Self::ProviderCreditExhausted => {
+                "The organization's account at the provider has no credit left. Add credit there."
+            }
             Self::ProviderRateLimited => "The provider limits the rate of requests. Try again later.",
             Self::ProviderError => "The provider failed, or its answer ended early. Try again.",
             Self::ProviderTimeout => "The provider did not answer in time. Try again.",
-            Self::TurnDeadline => "The turn exceeded its time limit.",
+            Self::TurnDeadline => {
+                "The turn exceeded its time limit. Lower max_tokens. With stream, the limit is longer."
+            }
             Self::BudgetExhausted => "The budget is exhausted.",
             Self::TurnCancelled => "The turn was cancelled.",
             Self::CredentialRevoked => "The credential lost its access during the turn.",

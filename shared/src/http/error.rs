@@ -75,6 +75,8 @@ pub enum Error {
     ModelRequired,
     /// A cost cap applies, and the model has no price.
     ModelUnpriced,
+    /// The messages of the session have the maximum size.
+    SessionFull,
     /// The organization has no usable key of the provider.
     NoModelKey {
         provider: Provider,
@@ -82,7 +84,7 @@ pub enum Error {
     /// The turn ended without an answer.
     TurnFailed {
         code: TurnError,
-        /// The provider's own words, or else [`TurnError::message`].
+        /// The provider's message, Karta's text about `endpoint_url`, or else [`TurnError::message`].
         message: Cow<'static, str>,
         /// The provider's `Retry-After`.
         retry_after: Option<Duration>,
@@ -184,6 +186,7 @@ impl Error {
             | Self::ModelNotAllowed { .. }
             | Self::ModelRequired
             | Self::ModelUnpriced
+            | Self::SessionFull
             | Self::NoModelKey { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TurnFailed { code, .. } => turn_status(*code),
             Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -245,7 +248,7 @@ impl Error {
             Self::ModelNotAllowed { allowed } => json!({
                 "error": "model_not_allowed",
                 "message": if allowed.is_empty() {
-                    "model is not allowed: its provider is unknown or has no model key, or it has no price. Store a model key, or configure another model_id"
+                    "model is not allowed: turns cannot use its provider, its provider has no model key, or it has no price. Name another model, store a model key, or configure another model_id"
                 } else {
                     "model is not allowed: use one of those in allowed or, with an API key, a model that has a price and whose provider has a model key"
                 },
@@ -261,6 +264,11 @@ impl Error {
                 "error": "model_unpriced",
                 "message": "model has no price, which a cost cap requires. Use another model, or remove the cap.",
                 "field": "model",
+            }),
+            Self::SessionFull => json!({
+                "error": "session_full",
+                "message": "text cannot be added: the session already has 8 MB of messages. Start a new session.",
+                "field": "text",
             }),
             Self::NoModelKey { provider } => json!({
                 "error": "no_model_key",

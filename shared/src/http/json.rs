@@ -1,8 +1,8 @@
 //! Parser of request JSON into a tree, in one pass over the bytes.
 //!
-//! [`parse`] rejects text that is not JSON. A JSON value that no field can hold (a repeated name,
-//! an unpaired surrogate, a number out of range, deep nesting) becomes [`Json::Unusable`] in the
-//! tree. It is rejected when a type reads it. The error can then name the path, and one invalid
+//! [`parse`] rejects text that is not JSON. A JSON value that no field can hold stays in the tree: as
+//! [`Json::Unusable`] (a repeated name, an unpaired surrogate, deep nesting), or as a [`Number`] out
+//! of range. It is rejected when a type reads it. The error can then name the path, and one invalid
 //! event of a batch does not affect the other events.
 
 use std::{borrow::Cow, collections::BTreeMap};
@@ -41,8 +41,7 @@ pub(super) enum Number {
     Natural(u64),
     Negative(i64),
     Fraction(f64),
-    OutOfRange,
-    /// Out of range and negative.
+    AboveRange,
     BelowRange,
 }
 
@@ -94,7 +93,7 @@ impl Number {
     }
 
     fn out_of_range(negative: bool) -> Self {
-        if negative { Self::BelowRange } else { Self::OutOfRange }
+        if negative { Self::BelowRange } else { Self::AboveRange }
     }
 }
 
@@ -118,7 +117,7 @@ impl<'a> From<&'a Value> for Json<'a> {
 impl Serialize for Json<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Null | Self::Unusable(_) | Self::Number(Number::OutOfRange | Number::BelowRange) => {
+            Self::Null | Self::Unusable(_) | Self::Number(Number::AboveRange | Number::BelowRange) => {
                 serializer.serialize_unit()
             }
             Self::Bool(value) => serializer.serialize_bool(*value),

@@ -61,7 +61,8 @@ impl<'a> Texts<'a> {
         if let Some(name) = name {
             check_named_text(name, text).map_err(de::Error::custom)?;
         }
-        // Finds tokens of any shape. Short ones could be part of ordinary words.
+        // The request's own credential is searched literally, because its shape may be unknown. A short one
+        // could be part of an ordinary word.
         match bearer.filter(|bearer| bearer.len() >= 16 && text.contains(bearer)) {
             Some(_) => Err(de::Error::custom("must not contain the credential of the request")),
             None => Ok(()),
@@ -161,7 +162,7 @@ impl<'de> Deserialize<'de> for RawJson {
 /// rejection, so only its message identifies the value.
 fn unusable(rejection: &str) -> Option<Json<'static>> {
     if rejection.ends_with(RANGE) {
-        return Some(Json::Number(Number::OutOfRange));
+        return Some(Json::Number(Number::AboveRange));
     }
     [TOO_DEEP, UNPAIRED, UNPAIRED_IN_NAME, REPEATED]
         .into_iter()
@@ -200,8 +201,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for ItemResult<T> {
     }
 }
 
-/// A list of which at most `MAX` + 1 items are decoded. The extra item shows the caller that the
-/// list is too long; the rest takes no memory.
+/// A list of which at most `MAX` + 1 items are decoded. The extra item shows the handler that the
+/// list is too long. The rest is not decoded.
 #[derive(Debug, Clone)]
 pub struct Bounded<T, const MAX: usize>(pub Vec<T>);
 
@@ -407,7 +408,7 @@ impl<'j> Reader<'j> {
         let number = match self.json {
             Json::Number(Number::Natural(number)) => i64::try_from(*number).ok(),
             Json::Number(Number::Negative(number)) => Some(*number),
-            Json::Number(Number::OutOfRange | Number::BelowRange) => None,
+            Json::Number(Number::AboveRange | Number::BelowRange) => None,
             _ => return Err(self.rejection(INTEGER)),
         };
         match number.filter(|number| (min..=max).contains(number)) {
@@ -421,7 +422,7 @@ impl<'j> Reader<'j> {
             Json::Number(Number::Natural(number)) => visitor.visit_u64(*number),
             Json::Number(Number::Negative(number)) => visitor.visit_i64(*number),
             Json::Number(Number::Fraction(number)) => visitor.visit_f64(*number),
-            Json::Number(Number::OutOfRange | Number::BelowRange) => Err(Rejection::new(RANGE)),
+            Json::Number(Number::AboveRange | Number::BelowRange) => Err(Rejection::new(RANGE)),
             _ => Err(self.rejection("must be a number")),
         }
     }
@@ -827,14 +828,14 @@ mod tests {
             ("9007199254740993.0", Number::Natural(9_007_199_254_740_993)),
             ("18446744073709551615", Number::Natural(u64::MAX)),
             ("1.8446744073709551615e19", Number::Natural(u64::MAX)),
-            ("18446744073709551616", Number::OutOfRange),
+            ("18446744073709551616", Number::AboveRange),
             ("-9223372036854775808", Number::Negative(i64::MIN)),
             ("-9223372036854775809", Number::BelowRange),
             ("-6e1", Number::Negative(-60)),
-            ("1e400", Number::OutOfRange),
+            ("1e400", Number::AboveRange),
             ("-1e400", Number::BelowRange),
-            ("1e99999999999999999999", Number::OutOfRange),
-            ("1.5e400", Number::OutOfRange),
+            ("1e99999999999999999999", Number::AboveRange),
+            ("1.5e400", Number::AboveRange),
             ("60.5", Number::Fraction(60.5)),
             ("60.00000000000000000001", Number::Fraction(60.0)),
             ("1e-400", Number::Fraction(0.0)),
@@ -1176,7 +1177,7 @@ mod tests {
 
     fn holds_unusable(json: &Json<'_>) -> bool {
         match json {
-            Json::Unusable(_) | Json::Number(Number::OutOfRange | Number::BelowRange) => true,
+            Json::Unusable(_) | Json::Number(Number::AboveRange | Number::BelowRange) => true,
             Json::List(items) => items.iter().any(holds_unusable),
             Json::Object(fields) => fields.iter().any(|(_, value)| holds_unusable(value)),
             _ => false,

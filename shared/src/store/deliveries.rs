@@ -67,7 +67,7 @@ pub struct DueDeliveries {
     pub next: Option<Timestamp>,
 }
 
-/// The result of an attempt for its delivery.
+/// The effect of an attempt on its delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryResult {
     Succeeded,
@@ -374,7 +374,7 @@ impl Transaction {
         self.schedule_first_attempt(organization, endpoint, delivery, is_original)
     }
 
-    /// Schedules a delivery for now, in any status. Does not schedule the endpoint's queue.
+    /// Schedules a delivery for now, whatever its status. Does not schedule the endpoint's queue.
     pub(super) fn resend_delivery(
         &mut self,
         organization: Id,
@@ -399,7 +399,7 @@ impl Transaction {
         })
     }
 
-    /// Sends a delivery again at the organization's request.
+    /// Schedules a delivery and its queue again at the organization's request.
     pub fn replay_delivery(
         &mut self,
         organization: Id,

@@ -1,3 +1,7 @@
+//! The outbox: queues of work for the workers. A change and its work are stored in one transaction.
+//! An item is in the index of due items while it has `due_shard` and `due_at`. To add a queue, add a
+//! variant to [`Queue`], its name, and its prefix in `table.rs`.
+
 use std::{collections::BTreeSet, time::Duration};
 
 use aws_sdk_dynamodb::{
@@ -50,8 +54,8 @@ impl Queue {
     }
 }
 
-/// The key of an item in a queue, within the queue. From the index, which may be behind: a worker reads
-/// the item again.
+/// Identifies an item of a queue. It comes from the index, which may be behind, so a worker reads the
+/// item again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct OutboxKey {
     pub organization_id: Id,
@@ -70,8 +74,8 @@ impl OutboxKey {
 pub struct ExpiryNotice {
     pub organization_id: Id,
     pub api_key_id: Id,
-    /// The expiry that the notice reports. If the key's expiry has changed, the key has another
-    /// notice, or no notice.
+    /// The expiry that the notice reports. The notice is outdated if the key's expiry has changed
+    /// since.
     pub expires_at: Timestamp,
 }
 
@@ -113,7 +117,7 @@ pub(super) struct Scheduled<'a, T> {
 }
 
 impl Store {
-    /// Returns the due items of a queue, at most 100 of each of the 16 shards. Unreadable items are
+    /// Returns the due items of a queue, about 100 of each of the 16 shards. Unreadable items are
     /// omitted, so that they do not block the others.
     pub async fn due(&self, queue: Queue, now: Timestamp) -> Result<Overdue<OutboxKey>, StoreError> {
         let mut queries = JoinSet::new();
@@ -181,7 +185,7 @@ impl Store {
     }
 
     /// Reads the due invalidations of the organization from the base table, oldest first, and the
-    /// items of unreadable ones. An invalidation without an attempt is always due, because its
+    /// keys of unreadable ones. An invalidation without an attempt is always due, because its
     /// writer's clock may be ahead.
     pub async fn due_invalidations(
         &self,

@@ -81,7 +81,7 @@ async fn interrupt(
     server.request(Method::POST, &format!("{session}/cancel")).bearer(token).send().await.expect(202);
     clock.advance(Duration::from_secs(31));
     server.work("worker-turns-sweep").await;
-    assert_eq!(status().await, "interrupted");
+    assert_eq!(status().await, "cancelled");
     follower.await.unwrap().expect(200);
     turn.abort();
 }

@@ -9,7 +9,7 @@ use axum::body::Body;
 use http_body_util::BodyExt;
 use karta_local::{
     gateway::Gateway,
-    template::{Authorizer as RouteAuthorizer, TEMPLATE, Template},
+    template::{AuthorizerMode, TEMPLATE, Template},
 };
 use karta_shared::{
     auth::{SessionClaims, mint, verify},
@@ -27,7 +27,7 @@ fn gateway(server: &TestServer) -> Gateway {
     let mut template = Template::parse(TEMPLATE).unwrap();
     let routes = template.functions.iter_mut().flat_map(|function| &mut function.routes);
     for route in routes.filter(|route| route.name == "projects-whoami" && route.is_authorized()) {
-        route.authorizer = Some(RouteAuthorizer::Uncached);
+        route.authorizer = Some(AuthorizerMode::Uncached);
     }
     Gateway::new(&server.runner.app, &template).unwrap()
 }

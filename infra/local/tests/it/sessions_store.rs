@@ -102,6 +102,8 @@ impl Sessions {
             estimated: false,
             stop_reason: None,
             error_code: None,
+            exhausted: None,
+            retry_at: None,
             idempotency_hash: None,
             cancel_requested: false,
             last_seq: 0,

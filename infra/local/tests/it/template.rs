@@ -14,7 +14,7 @@ use karta_local::{
     gateway::Gateway,
     provider::{FakeProvider, Script},
     registry,
-    template::{Authorizer, Function, TEMPLATE, Template, TemplateRoute},
+    template::{AuthorizerMode, Function, TEMPLATE, Template, TemplateRoute},
 };
 use karta_shared::{
     clock::{Clock, ManualClock},
@@ -1169,7 +1169,7 @@ async fn template_that_does_not_match_handlers_is_refused() {
     };
     let message = refusal(&|template| {
         let (name, path) = ("api-keys-burn".to_owned(), "/burn".to_owned());
-        let routes = vec![TemplateRoute { name, method: Method::GET, path, authorizer: Some(Authorizer::Cached) }];
+        let routes = vec![TemplateRoute { name, method: Method::GET, path, authorizer: Some(AuthorizerMode::Cached) }];
         template.functions.push(Function {
             binary: "api-keys-burn".to_owned(),
             routes,

@@ -241,3 +241,26 @@ async fn lost_transcript_access_ends_the_callers_turn() {
     assert_eq!(reader.rest().await.last().unwrap().code(), Some("credential_revoked"));
     of_user.assert_usable().await;
 }
+
+/// The details of the error do not depend on which request started the turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn repeats_of_a_failing_turn_get_one_error() {
+    let turns = TurnServer::start().await;
+    let key = json!({ "name": "app", "scopes": ["read", "write"], "budget": { "output_tokens": 1_500 } });
+    let (_, key) = turns.server.key_with(key).await;
+    let limited = Fault::Status { status: 429, body: "{}".to_owned(), retry_after: Some(60) };
+    let capped = Script { tokens: 100_000, pause: Duration::from_millis(2), ..Script::default() };
+    let rejecting = Script { head_pause: Duration::from_secs(1), fault: limited, ..Script::default() };
+    for (script, status) in [(rejecting, 429), (capped, 402)] {
+        let session = turns.session(ANTHROPIC).await.with_token(&key);
+        turns.provider.push(script);
+        let body = json!({ "text": text() });
+        let (first, second) = tokio::join!(keyed(&session, &body).send(), async {
+            super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+            keyed(&session, &body).send().await
+        });
+        assert_eq!(first.headers.get("retry-after"), second.headers.get("retry-after"));
+        assert_eq!(first.refused(status), second.refused(status));
+    }
+    assert_eq!(turns.provider.ledger().len(), 2);
+}

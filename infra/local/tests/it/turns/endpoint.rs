@@ -10,7 +10,7 @@ use karta_local::{
 use karta_shared::{clock::SystemClock, domain::Reach};
 use serde_json::{Value, json};
 
-use super::{ANTHROPIC, LIMITS, OPENAI, TurnServer, failed, outgoing::assert_allowed};
+use super::{ANTHROPIC, LIMITS, OPENAI, TurnServer, outgoing::assert_allowed};
 use crate::harness::options;
 
 const PROJECT: &str = "/v1/agent_projects/app";
@@ -101,16 +101,21 @@ async fn endpoint_is_checked_at_every_call() {
     let written = json!({ "endpoint_url": url(&customer) });
     assert_eq!(turns.server.patch(PROJECT, written).send().await.invalid_field(), "endpoint_url");
     let session = turns.session(ANTHROPIC).await;
-    for private in [url(&customer), url(&customer).replace("127.0.0.1", "localhost")] {
+    let private = [url(&customer), url(&customer).replace("127.0.0.1", "localhost")];
+    // A host name is checked when the client connects.
+    let unresolved = "https://karta-no-such-host-7391.com".to_owned();
+    for unusable in private.into_iter().chain([unresolved]) {
         let update = json!({
             "TableName": "karta",
             "Key": { "pk": { "S": format!("ORG#{}", turns.server.organization_id) }, "sk": { "S": "META" } },
             "UpdateExpression": "SET endpoint_url = :url, endpoint_url_set_at = :at",
-            "ExpressionAttributeValues": { ":url": { "S": private }, ":at": { "S": "2020-01-01T00:00:00.000Z" } },
+            "ExpressionAttributeValues": { ":url": { "S": unusable }, ":at": { "S": "2020-01-01T00:00:00.000Z" } },
         });
         turns.server.dynamodb("UpdateItem", update).await;
         for request in [session.ask(), session.ask_streamed()] {
-            assert_eq!(failed(&request.send().await), (502, "provider_error".to_owned()));
+            let refused = request.send().await.refused(502);
+            assert_eq!(refused["error"], "provider_error");
+            assert!(refused["message"].as_str().unwrap().starts_with("endpoint_url was not called"), "{refused}");
         }
     }
     assert_eq!((customer.ledger().len(), turns.provider.ledger().len()), (0, 0));

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use karta_local::provider::Script;
+use karta_local::provider::{Fault, Script};
 use karta_shared::{config::TurnLimits, domain::TurnStatus};
 
-use super::{DIALECTS, LIMITS, TurnServer, assert_whole, failed, until};
+use super::{DIALECTS, LIMITS, OPENAI, TurnServer, assert_whole, failed, until};
 
 fn endless() -> Script {
     Script { tokens: 100_000, pause: Duration::from_millis(20), ..Script::default() }
@@ -65,4 +65,20 @@ async fn follower_does_not_wait_forever() {
     let (reply, events) = tokio::join!(ask, follow);
     assert_eq!(reply, (409, "turn_cancelled".to_owned()));
     assert_eq!(assert_whole(&events, 0).code(), Some("interrupted"));
+}
+
+/// Some proxies of a provider leave the connection open after the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_after_a_complete_answer_ends_it() {
+    let turns = TurnServer::start_with(TurnLimits { silence: Duration::from_millis(500), ..LIMITS }).await;
+    let session = turns.session(OPENAI).await;
+    let mut ends = Vec::new();
+    for frames in 1..7 {
+        turns.provider.push(Script { tokens: 2, fault: Fault::SilentAfterFrames(frames), ..Script::default() });
+        let reply = session.ask().send().await;
+        ends.push(reply.status.as_u16());
+    }
+    ends.dedup();
+    assert_eq!(ends, [504, 200]);
+    session.assert_usable().await;
 }

@@ -167,7 +167,7 @@ async fn unreadable_access_ends_turn_and_reader() {
 
 /// The reservation takes most of the lease, which must not end before its first renewal.
 #[tokio::test(flavor = "multi_thread")]
-async fn lease_is_renewed_at_once_after_a_slow_reservation() {
+async fn slow_reservation_leaves_time_for_the_renewal() {
     let (lease, renewal) = (Duration::from_mins(10), Duration::from_mins(3));
     let (turns, proxy, clock) = start(TurnLimits { lease, renewal, ..LIMITS }).await;
     let key = json!({ "name": "app", "scopes": ["read", "write"], "budget": { "output_tokens": 100_000 } });
@@ -190,4 +190,51 @@ async fn lease_is_renewed_at_once_after_a_slow_reservation() {
     clock.advance(lease.checked_sub(Duration::from_secs(1)).unwrap());
     turns.server.work("worker-turns-sweep").await;
     assert_eq!(session.last_turn().await.status, TurnStatus::Running);
+}
+
+/// The provider's stream waits meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn reservation_survives_faults_of_the_store() {
+    let renewal = TurnLimits::DEFAULT.renewal;
+    let (turns, proxy, _clock) = start(TurnLimits { renewal, ..LIMITS }).await;
+    let key = json!({ "name": "app", "scopes": ["read", "write"], "budget": { "output_tokens": 100_000 } });
+    let (_, key) = turns.server.key_with(key).await;
+    let session = turns.session(ANTHROPIC).await.with_token(&key);
+    turns.provider.push(Script { tokens: 2_000, pause: Duration::from_millis(1), ..Script::default() });
+    let mut reader = session.stream().await;
+    let mut events = reader.take(2).await;
+    // All attempts of one reservation.
+    proxy.fail("UpdateItem", 5, Fault::ServerError);
+    events.extend(reader.rest().await);
+    assert!(proxy.seen_of("UpdateItem").len() > 5);
+    proxy.heal();
+    assert_eq!((assert_whole(&events, 0).kind.as_str(), events.len()), ("done", 2_001));
+    assert_all_released(&turns.server).await;
+}
+
+/// A partition takes at most so much at once: the sweep ends the turn without its answer then.
+#[tokio::test(flavor = "multi_thread")]
+async fn answer_that_cannot_be_stored_unlocks_its_session() {
+    let (turns, proxy, clock) = start(TurnLimits { settle: Duration::from_millis(1), ..LIMITS }).await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(paced());
+    let mut reader = session.stream().await;
+    reader.take(2).await;
+    proxy.fail("TransactWriteItems", ALWAYS, Fault::Throttle);
+    reader.rest().await;
+    clock.advance(LIMITS.lease);
+    let before = proxy.seen_of("TransactWriteItems").len();
+    turns.server.try_work("worker-turns-sweep").await.unwrap_err();
+    let in_one_settlement = proxy.seen_of("TransactWriteItems").len() - before;
+    assert_eq!(session.last_turn().await.status, TurnStatus::Running);
+    proxy.heal();
+    proxy.fail("TransactWriteItems", in_one_settlement, Fault::Throttle);
+    clock.advance(Duration::from_mins(5));
+    turns.server.work("worker-turns-sweep").await;
+    proxy.heal();
+    let turn = session.last_turn().await;
+    assert_eq!((turn.status, turn.estimated), (TurnStatus::Interrupted, true));
+    assert_eq!(session.messages().await.len(), 1);
+    assert!(turn.usage.input_tokens > 0);
+    session.assert_usable().await;
 }
