@@ -69,7 +69,7 @@ class Scene {
   /** Creates an organization with a key of a provider. Returns its first key. */
   async modelOrganization(slug) {
     const { secret: bearer } = await this.organization(slug);
-    const key = `sk-ant-api03-${randomBytes(24).toString("hex")}`;
+    const key = `sk-ant-api03-${randomBytes(48).toString("hex")}`;
     await this.make("POST", "/v1/model_keys", { bearer, body: { provider: "anthropic", key } });
     return bearer;
   }

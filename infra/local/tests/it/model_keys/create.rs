@@ -123,7 +123,7 @@ async fn placeholder_does_not_replace_working_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cut_or_doubled_key_does_not_replace_working_one() {
+async fn cut_or_doubled_key_keeps_the_working_one() {
     let server = TestServer::start().await;
     for (provider, key) in one_of_each() {
         create(&server, provider, &key).await;
