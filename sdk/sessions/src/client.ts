@@ -112,8 +112,7 @@ export class KartaSessions {
 
   /**
    * Sends a message and returns its turn as a stream of events. Nothing is sent until the stream is
-   * read. Scope `write`. To resume without the scope `read`, the stream repeats its request, which
-   * starts another turn if the first has failed or was interrupted: that turn is cancelled.
+   * read. Scope `write`, and `read` to resume after a lost connection.
    *
    * @throws {KartaArgumentError} for an invalid argument. Reading throws the other errors.
    */

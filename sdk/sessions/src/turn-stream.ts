@@ -1,10 +1,10 @@
-import { KartaAbortError, KartaArgumentError, KartaConflictError, KartaConnectionError, KartaForbiddenError, KartaResponseError, KartaServerError } from "./shared/errors.js";
+import { KartaAbortError, KartaArgumentError, KartaConflictError, KartaConnectionError, KartaResponseError, KartaServerError } from "./shared/errors.js";
 import { endedTurn, isTransient } from "./failure.js";
 import type { Feed, Http } from "./http.js";
 import { isObject, parsedJson } from "./shared/json.js";
 import type { RequestOptions } from "./shared/options.js";
 import { aborted } from "./shared/retry.js";
-import { SseParser } from "./sse.js";
+import { SseParser, type Frame } from "./sse.js";
 import type { TurnEvent, TurnEventData } from "./types.js";
 
 /** The requests of one stream. */
@@ -52,8 +52,6 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
   #isReading = false;
   /** Whether a response has started. */
   #hasOpened = false;
-  /** Whether the response is that of a repeated POST. */
-  #isRepeated = false;
   /** Whether the turn may have started. */
   #mayRun: boolean;
   #isCancelled = false;
@@ -146,20 +144,10 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
 
   async #open(): Promise<Feed> {
     this.#throwIfAborted();
-    const { start, follow } = this.#requests;
-    this.#isRepeated = false;
-    if (start === undefined || this.#cursor !== undefined) {
-      try {
-        return await this.#request(() => follow(this.#cursor));
-      } catch (error) {
-        if (start === undefined || this.#isCancelled || !(error instanceof KartaForbiddenError)) throw error;
-        // The API key may lack the scope `read`. A repeated POST replays the turn's events.
-        this.#isRepeated = true;
-      }
-    }
-    // A repeat could run a cancelled turn again.
+    if (this.#requests.start === undefined || this.#cursor !== undefined) return this.#request(() => this.#requests.follow(this.#cursor));
+    // A repeat would run a cancelled turn again.
     if (this.#isCancelled) throw new KartaAbortError("the turn was cancelled before its first event");
-    const started = this.#request(start);
+    const started = this.#request(this.#requests.start);
     this.#starting = started.then(
       () => {},
       () => {},
@@ -196,9 +184,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
     for await (const chunk of feed.chunks) {
       for (const frame of parser.push(chunk)) {
         this.#throwIfAborted();
-        const next = received(frame.data, this.#requestId);
-        if (this.#isRepeated && next.turn_id !== this.#turnId) throw await this.#replaced(next.turn_id);
-        const event = this.#accept(frame.id, next);
+        const event = this.#accept(frame);
         if (event === undefined) continue;
         yield event;
         if (this.#end !== undefined) return;
@@ -207,15 +193,9 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
     throw new KartaConnectionError(`the stream of ${this.#http.baseUrl} ended before the turn did`);
   }
 
-  /** Cancels the turn that a repeated POST started, and returns the error of this turn. */
-  async #replaced(turnId: string): Promise<KartaConflictError> {
-    await this.#requests.cancel(turnId, undefined).catch(() => {});
-    const message = `turn ${this.#turnId} failed or was interrupted while the connection was lost`;
-    return new KartaConflictError(message, { status: 409, body: { error: "no_turn_in_progress" }, requestId: this.#requestId });
-  }
-
   /** Records an event. Returns `undefined` for one that was received before or has an unknown type. */
-  #accept(id: string, event: Received): TurnEvent | undefined {
+  #accept({ id, data: text }: Frame): TurnEvent | undefined {
+    const event = received(text, this.#requestId);
     const { type, turn_id, seq } = event;
     const isEnd = type === "done" || type === "error";
     if (this.#turnId !== undefined && turn_id !== this.#turnId) {
@@ -239,9 +219,8 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
 
   /** Returns whether the stream may continue after `error`. */
   #isRepeatable(error: unknown): boolean {
-    // A follower changes nothing, so every server error is worth another attempt. The error of a turn
-    // is that of a repeated POST, which would run another turn.
-    return isTransient(error) || (this.#hasOpened && this.#cursor !== undefined && error instanceof KartaServerError && !endedTurn(error));
+    // A follower changes nothing, so every server error is worth another attempt.
+    return isTransient(error) || (this.#hasOpened && this.#cursor !== undefined && error instanceof KartaServerError);
   }
 }
 

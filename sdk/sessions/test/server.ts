@@ -45,8 +45,6 @@ export class FakeServer {
   pauseAfter = Infinity;
   /** Whether finished turns have no events any more. */
   eventsAreGone = false;
-  /** Whether the credentials lack the scope `read`. */
-  isWriteOnly = false;
   /** Milliseconds before the head of a stream. */
   headDelay = 0;
   readonly #sessions = new Map<string, Stored>();
@@ -103,7 +101,6 @@ export class FakeServer {
     };
     const credential = /^Bearer (.+)$/.exec(request.headers.authorization ?? "")?.[1] ?? "";
     if (!this.credentials.has(credential)) return send(401, { detail: "Unauthorized", message: "Send Authorization: Bearer <key>." });
-    if (this.isWriteOnly && method === "GET") return send(403, { detail: "missing scope: read" });
     const [, project, sessionId, route] = /^\/v1(?:\/projects\/([^/]+))?\/sessions(?:\/([^/]+)(?:\/(\w+))?)?$/.exec(url.pathname) ?? [];
     const stored = this.#sessions.get(String(body.session_id ?? sessionId));
     if (sessionId === undefined && method === "GET") return send(200, this.#list(url.searchParams));

@@ -34,7 +34,6 @@ beforeEach(async () => {
   server.pauseAfter = Infinity;
   server.eventsAreGone = false;
   server.headDelay = 0;
-  server.isWriteOnly = false;
 });
 
 const BYTES = new TextEncoder().encode(FRAMES.join(": keep-alive\n\n"));
@@ -222,83 +221,12 @@ test("gone events end the stream with an error", async () => {
 });
 
 test("errors that no attempt can change end the stream", async () => {
-  // After a 403, the POST is tried too.
-  for (const [status, type, count] of [[403, KartaForbiddenError, 3], [404, KartaNotFoundError, 2], [401, KartaAuthError, 2]] as const) {
+  for (const [status, type] of [[403, KartaForbiddenError], [404, KartaNotFoundError], [401, KartaAuthError]] as const) {
     const { sessions, sent } = scripted([streamed(FRAMES.slice(0, 3), "break"), json(status, {})]);
     const error = await failure(() => sessions.stream(SESSION, { text: "hi" }).text());
     assert.ok(error instanceof type);
-    assert.equal(sent.length, count);
+    assert.equal(sent.length, 2);
   }
-});
-
-test("a write-only key resumes its stream", async () => {
-  server.isWriteOnly = true;
-  for (const cuts of [[1], [3], [6], [2, 4, 5], [3, 1, 2]]) {
-    server.cuts.push(...cuts);
-    server.seen.length = 0;
-    const turns = server.turns;
-    const stream = sessions.stream(session, { text: "hi" });
-    assert.deepEqual(seqs(await collect(stream)), SEQS);
-    assert.equal(await stream.text(), TEXT);
-    assert.equal(server.turns, turns + 1);
-    const posts = server.seen.filter(({ method }) => method === "POST");
-    assert.equal(posts.length, cuts.length + 1);
-    assert.equal(new Set(posts.map(({ headers, body }) => `${headers["idempotency-key"]} ${JSON.stringify(body)}`)).size, 1);
-  }
-  const stream = sessions.stream(session, { text: "hi" });
-  const events: TurnEvent[] = [];
-  for await (const event of stream) if (events.push(event) === 2) break;
-  assert.deepEqual(seqs([...events, ...(await collect(stream))]), SEQS);
-});
-
-test("a repeated POST counts as a reconnect", async () => {
-  const forbidden = json(403, { detail: "missing scope: read" });
-  for (const trouble of [new TypeError("fetch failed"), json(503, {}), streamed(FRAMES.slice(0, 3), "break")]) {
-    const again = ({ method }: Sent) => {
-      if (method === "GET") return forbidden.clone();
-      if (trouble instanceof Error) throw trouble;
-      return typeof trouble === "function" ? trouble() : trouble.clone();
-    };
-    const { sessions, sent } = scripted([streamed(FRAMES.slice(0, 3), "break"), again], { maxReconnects: 2 });
-    const error = await failure(() => sessions.stream(SESSION, { text: "hi" }).text());
-    assert.ok(error instanceof KartaConnectionError || error instanceof KartaUnavailableError, inspect(error));
-    assert.deepEqual(sent.map(({ method }) => method), ["POST", "GET", "POST", "GET", "POST"]);
-  }
-  const never = scripted([streamed(FRAMES.slice(0, 3), "break"), forbidden], { maxReconnects: 0 });
-  assert.ok((await failure(() => never.sessions.stream(SESSION, { text: "hi" }).text())) instanceof KartaConnectionError);
-  assert.equal(never.sent.length, 1);
-});
-
-test("only a stream's own turn is repeated", async () => {
-  const forbidden = json(403, { detail: "missing scope: read" });
-  const follower = scripted([forbidden]);
-  assert.ok((await failure(() => follower.sessions.follow(SESSION, { after: `${TURN}.3` }).text())) instanceof KartaForbiddenError);
-  assert.equal(follower.sent.length, 1);
-
-  const { sessions, sent } = scripted([streamed(FRAMES.slice(0, 3), "break"), json(202, {}), forbidden]);
-  const cancelled = sessions.stream(SESSION, { text: "hi" });
-  const error = await failure(async () => {
-    for await (const { seq } of cancelled) if (seq === 3) await cancelled.cancel();
-  });
-  assert.ok(error instanceof KartaForbiddenError, inspect(error));
-  assert.deepEqual(paths(sent), ["POST /messages", "POST /cancel", "GET /stream?after=TURN.3"]);
-});
-
-test("a turn that replaced a failed one is cancelled", async () => {
-  const forbidden = json(403, { detail: "missing scope: read" });
-  for (const answer of [json(202, {}), json(409, { error: "no_turn_in_progress" }), json(403, {})]) {
-    const { sessions, sent } = scripted([streamed(FRAMES.slice(0, 3), "break"), forbidden, streamed([text(1, "a", "turn_new")], "hang"), answer]);
-    const error = await failure(() => sessions.stream(SESSION, { text: "hi" }).text());
-    assert.ok(error instanceof KartaConflictError && error.code === "no_turn_in_progress", inspect(error));
-    assert.equal(error.message, `turn ${TURN} failed or was interrupted while the connection was lost`);
-    assert.deepEqual(paths(sent), ["POST /messages", "GET /stream?after=TURN.3", "POST /messages", "POST /cancel"]);
-    assert.deepEqual(sent.at(-1)?.body, { turn_id: "turn_new" });
-  }
-  // The new turn failed before its first event.
-  const failing = scripted([streamed(FRAMES.slice(0, 3), "break"), forbidden, json(502, { error: "provider_error", message: "It failed." })]);
-  const error = await failure(() => failing.sessions.stream(SESSION, { text: "hi" }).text());
-  assert.ok(error instanceof KartaServerError && error.code === "provider_error", inspect(error));
-  assert.equal(failing.sent.length, 3);
 });
 
 test("events of other servers and turns are rejected", async () => {
