@@ -243,7 +243,7 @@ impl PriceTable {
             if let Some(price) = self.row(name) {
                 return Some(price);
             }
-            let Some((_, rest)) = without_host(name) else { break };
+            let Some((_, _, rest)) = without_host(name) else { break };
             name = rest;
         }
         let (family, is_bedrock) = (&*spelling.listed_family(), spelling.vendor.is_some());
@@ -278,7 +278,8 @@ fn is_model(name: &str) -> bool {
 
 /// A name in lower case, split into the parts that a provider adds and the model.
 struct Spelling<'a> {
-    /// Amazon Bedrock's region, as in `us.anthropic.claude-sonnet-4-5-20250929-v1:0`.
+    /// Amazon Bedrock's region, as in `us.anthropic.claude-sonnet-4-5-20250929-v1:0`, or Azure's zone, as
+    /// in `azure/eu/gpt-4o`.
     region: Option<&'a str>,
     /// The vendor, if this is one of Amazon Bedrock's names.
     vendor: Option<&'a str>,
@@ -288,9 +289,10 @@ struct Spelling<'a> {
 
 impl<'a> Spelling<'a> {
     fn read(name: &'a str) -> Self {
-        let (mut name, mut is_bedrock, mut is_amazon) = (name, false, false);
+        let (mut name, mut is_bedrock, mut is_amazon, mut zone) = (name, false, false, None);
         loop {
-            if let Some((host, rest)) = without_host(name) {
+            if let Some((host, in_zone, rest)) = without_host(name) {
+                zone = zone.or(in_zone);
                 is_bedrock |= BEDROCK.contains(&host);
                 is_amazon = host == AMAZON;
                 name = rest;
@@ -312,7 +314,7 @@ impl<'a> Spelling<'a> {
         } else {
             None
         };
-        Self::new(None, vendor, name)
+        Self::new(zone, vendor, name)
     }
 
     fn at_bedrock(name: &'a str) -> Option<Self> {
@@ -392,10 +394,13 @@ impl<'a> Spelling<'a> {
     }
 }
 
-fn without_host(name: &str) -> Option<(&str, &str)> {
+/// Splits a name into its host, Azure's zone, and the rest.
+fn without_host(name: &str) -> Option<(&str, Option<&str>, &str)> {
     let (host, rest) = name.split_once(['/', ':']).filter(|(host, _)| HOSTS.contains(host))?;
-    let zoned = rest.split_once('/').filter(|(zone, _)| host == AZURE && AZURE_ZONES.contains(zone));
-    Some((host, zoned.map_or(rest, |(_, model)| model)))
+    match rest.split_once('/').filter(|(zone, _)| host == AZURE && AZURE_ZONES.contains(zone)) {
+        Some((zone, model)) => Some((host, Some(zone), model)),
+        None => Some((host, None, rest)),
+    }
 }
 
 fn last_segment(name: &str) -> &str {
@@ -807,6 +812,25 @@ mod tests {
             assert_eq!(own("{}").price(Some(&name)), Some(LISTED[name.as_str()]), "{name}");
         }
         assert!(own_dates > 0);
+    }
+
+    #[test]
+    fn zone_of_azure_may_have_its_own_price() {
+        let table = own(
+            r#"{"gpt-4o": {"input": 1, "output": 2}, "azure/eu/gpt-4o": {"input": 3, "output": 4}, "azure/us/o9": {"input": 5, "output": 6}}"#,
+        );
+        for (model, input) in [
+            ("gpt-4o", Some(1)),
+            ("azure/gpt-4o", Some(1)),
+            ("azure/us/gpt-4o", Some(1)),
+            ("azure/eu/gpt-4o-2024-08-06", Some(3)),
+            ("Azure/EU/gpt-4o", Some(3)),
+            ("azure/us/o9", Some(5)),
+            ("azure/eu/o9", None),
+            ("o9", None),
+        ] {
+            assert_eq!(table.price(Some(model)).map(|price| price.input), input, "{model}");
+        }
     }
 
     #[test]

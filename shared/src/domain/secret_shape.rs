@@ -69,7 +69,7 @@ const fn foreign(prefix: &'static str, body: Body, min_len: usize) -> Shape {
     Shape { prefix, body, min_len, before: BeforePrefix::WordBoundary }
 }
 
-static SHAPES: [Shape; 152] = [
+static SHAPES: [Shape; 150] = [
     // The first 14 characters of an API key are public.
     own("kt_live_", Body::Alphanumeric, 20),
     own("whsec_", Body::Base64, 16),
@@ -100,9 +100,7 @@ static SHAPES: [Shape; 152] = [
     foreign("sk_", Body::Hex, 48),
     foreign("tvly-", Body::Word, 20),
     foreign("csk-", Body::Alphanumeric, 30),
-    foreign("fw_", Body::Mixed, 20),
     foreign("jina_", Body::Random, 40),
-    foreign("fc-", Body::Hex, 32),
     foreign("pa-", Body::Mixed, 40),
     foreign("vck_", Body::Alphanumeric, 30),
     // Clouds.
@@ -1118,9 +1116,7 @@ mod tests {
             ("ntn_", token(46)),
             ("phx_", token(48)),
             ("csk-", token(48)),
-            ("fw_", token(22)),
             ("jina_", format!("{}{}", hex(32), token(28))),
-            ("fc-", hex(32)),
             ("pa-", format!("{}-{}", token(20), token(22))),
             ("vck_", token(56)),
             ("sk-helicone-", "7qxw9z3-rkt5mvb-2npl8cj-4hysd6f".to_owned()),
