@@ -25,7 +25,7 @@ use secrecy::SecretString;
 
 use crate::{
     messages::{Input, MAX_TOKENS_DEFAULT, user_parts},
-    provider::{BaseUrl, Target, dialect_of},
+    provider::{BaseUrl, Failure, Target, dialect_of},
     run::{SLICE, TurnTask, output_cost},
 };
 
@@ -109,7 +109,8 @@ where
             Err(Error::turn_failed(TurnError::Interrupted))
         }
         Ok(Err(exhausted)) => {
-            Box::pin(task.end_unsent(TurnError::BudgetExhausted.into())).await;
+            let failure = Failure { exhausted: Some(exhausted), ..TurnError::BudgetExhausted.into() };
+            Box::pin(task.end_unsent(failure)).await;
             Err(Error::budget_held(exhausted, now))
         }
         Err(fault) => {

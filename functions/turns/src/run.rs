@@ -44,8 +44,8 @@ const MAX_PARTS: usize = 256;
 const OUTPUT_MARGIN: u64 = 10_000;
 /// Reported input above 4 × the estimate + this is clamped.
 const INPUT_MARGIN: u64 = 100_000;
-/// How long a stream may be silent after a complete answer, before usage or its end.
-const SILENCE_AFTER_ANSWER: Duration = Duration::from_secs(10);
+/// How long a stream may go on after a complete answer, before usage or its end.
+const TIME_AFTER_ANSWER: Duration = Duration::from_secs(10);
 /// How long a reservation is retried while the store fails.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause between attempts to reserve or to settle.
@@ -167,9 +167,11 @@ impl TurnTask {
         drop(body);
         began_tx.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
-        while let Some(bytes) = self.next_chunk(&mut response, progress.outcome.is_complete).await? {
+        let mut complete_at = None;
+        while let Some(bytes) = self.next_chunk(&mut response, complete_at).await? {
             decoder.push(bytes.as_ref(), &mut deltas);
             progress.outcome.clone_from(decoder.outcome());
+            complete_at = complete_at.or_else(|| progress.outcome.is_complete.then(Instant::now));
             for delta in deltas.drain(..) {
                 self.forward(progress, delta).await?;
             }
@@ -193,16 +195,17 @@ impl TurnTask {
     }
 
     /// Reads from the provider's stream. A broken connection ends the stream: the decoder knows whether
-    /// the answer was complete. So does silence after a complete answer, whose usage may follow.
+    /// the answer was complete. So does a stream that goes on for a time after a complete answer, whose
+    /// usage may follow.
     async fn next_chunk(
         &self,
         response: &mut Response,
-        is_complete: bool,
+        complete_at: Option<Instant>,
     ) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
         let silence = self.app.turn_limits.silence;
-        let silence = if is_complete { silence.min(SILENCE_AFTER_ANSWER) } else { silence };
-        match timeout(silence, response.chunk()).await {
-            Err(_) if is_complete => Ok(None),
+        let remaining = complete_at.map(|at| silence.min(TIME_AFTER_ANSWER).saturating_sub(at.elapsed()));
+        match timeout(remaining.unwrap_or(silence), response.chunk()).await {
+            Err(_) if complete_at.is_some() => Ok(None),
             Err(_) => Err(TurnError::ProviderTimeout.into()),
             Ok(Err(error)) => {
                 let (provider, fault) = (self.target.provider.as_str(), error.without_url());
@@ -287,6 +290,7 @@ impl TurnTask {
             let tokens = SLICE.min(self.turn.max_tokens - self.reserved_output);
             let amount = Amount { input_tokens: 0, output_tokens: tokens, cost: output_cost(&self.turn, tokens) };
             let budgets = (self.budgets.0.as_ref(), self.budgets.1.as_ref());
+            let before = reservation.clone();
             match Box::pin(self.app.store.reserve(reservation, budgets, amount)).await {
                 Ok(Ok(())) => self.reserved_output += tokens,
                 Ok(Err(exhausted)) => {
@@ -296,6 +300,8 @@ impl TurnTask {
                 Err(fault @ StoreError::Unavailable(_)) if Instant::now() < until => {
                     tracing::warn!(turn_id = %self.turn.id, %fault, "reservation failed, retrying");
                     self.known = None;
+                    // The organization's part may be stored: the retry finds it instead of adding another.
+                    *reservation = before;
                     sleep(RETRY_PAUSE).await;
                 }
                 Err(fault) => {

@@ -13,8 +13,10 @@ use karta_shared::{
     worker::Fault,
 };
 
-/// How long settlements with the answer may fail, before one without it is tried.
+/// How long a turn may be overdue before a large answer that cannot be stored is dropped.
 const MAX_OVERDUE: Duration = Duration::from_mins(5);
+/// Answers of more bytes may exceed what their partition writes at once: 1,000 units of 1 KB a second.
+const LARGE_ANSWER_BYTES: usize = 200_000;
 
 /// Settles a turn whose lease has ended. Counts the estimated input, and as output the logged events
 /// plus the estimated hidden output. A turn under a cap that had reserved nothing has not called its
@@ -69,10 +71,11 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     };
     let mut settled = settle(app, running, &end, Some(known), app.session_retention).await;
     let is_long_overdue = stored.leased_until.is_some_and(|until| until.plus(MAX_OVERDUE) <= app.clock.now());
+    let is_large = output_bytes > LARGE_ANSWER_BYTES;
     let fault = match &settled {
         Err(SettleError::Store(StoreError::Fault(fault)) | SettleError::Encoding(fault)) => Some(fault),
         // A large answer may exceed what its partition can write at once.
-        Err(SettleError::Store(StoreError::Unavailable(fault))) if is_long_overdue => Some(fault),
+        Err(SettleError::Store(StoreError::Unavailable(fault))) if is_large && is_long_overdue => Some(fault),
         _ => None,
     };
     if let Some(fault) = fault {

@@ -156,14 +156,16 @@ impl Runner {
         } else {
             JoinSet::new()
         };
+        // Before the organization is created: its first key is shown only once.
+        let address = SocketAddr::new(options.host, options.port);
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("--host, --port: cannot listen on {address} (if it is taken, choose another --port)")
+        })?;
         let bootstrap = Box::pin(bootstrap::organization(&app, &options.organization, "local runner")).await?;
         if demo.is_some() {
             Box::pin(demo::set_up(&app, bootstrap.organization.id)).await?;
         }
 
-        let address = SocketAddr::new(options.host, options.port);
-        let listener =
-            TcpListener::bind(address).await.with_context(|| format!("--host, --port: cannot listen on {address}"))?;
         let base_url = format!("http://{}", listener.local_addr()?);
         let listener = listener.tap_io(|connection| {
             connection.set_nodelay(true).ok();

@@ -167,9 +167,11 @@ fn turn_schema(status: u16, codes: &[&str]) -> Value {
         let mut refused = body_schema(refused);
         refused["properties"]["allowed"] =
             json!({ "type": "array", "items": text(), "description": "The models that the caller may name." });
+        let mut full = body(&["session_full"]);
+        full["field"] = json!({ "type": "string", "const": "text" });
         let mut keyless = body(&["no_model_key"]);
         keyless["provider"] = json!({ "$ref": "#/components/schemas/Provider" });
-        any_of.extend([refused, body_schema(keyless)]);
+        any_of.extend([refused, body_schema(full), body_schema(keyless)]);
     }
     json!({ "anyOf": any_of })
 }

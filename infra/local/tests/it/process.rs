@@ -219,6 +219,21 @@ async fn greeting_exports_url_and_key() {
     assert_eq!(again.client.get(&health).send().await.unwrap().status(), 200);
 }
 
+/// The first key is shown only once, when the organization is created.
+#[tokio::test(flavor = "multi_thread")]
+async fn taken_port_loses_no_first_key() {
+    let data = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let refused =
+        command(&["--data-dir", text(data.path()), "--port", &port], &[]).stderr(Stdio::piped()).output().unwrap();
+    assert!(!refused.status.success());
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(message.contains("choose another --port"), "{message}");
+    let started = Karta::start(&["--data-dir", text(data.path())]);
+    assert_eq!(started.status("/v1/whoami", started.says("api_key")).await, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn second_organization_gets_its_own_first_key() {
     let data = tempfile::tempdir().unwrap();

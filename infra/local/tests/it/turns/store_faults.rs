@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::Method;
 use karta_local::{Options, provider::Script};
 use karta_shared::{
     clock::{Clock, ManualClock},
@@ -10,7 +11,7 @@ use karta_shared::{
 };
 use serde_json::json;
 
-use super::{ANTHROPIC, DIALECTS, LIMITS, TurnServer, assert_whole, until};
+use super::{ANTHROPIC, DIALECTS, EventReader, LIMITS, TurnServer, assert_whole, killed::SWEEP, until};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
     harness::options,
@@ -79,7 +80,7 @@ async fn unsettled_turn_is_left_to_the_sweep() {
         assert_eq!(session.last_turn().await.status, TurnStatus::Running);
 
         clock.advance(LIMITS.lease);
-        turns.server.work("worker-turns-sweep").await;
+        turns.server.work(SWEEP).await;
         let turn = session.last_turn().await;
         assert_eq!((turn.status, turn.estimated), (TurnStatus::Interrupted, true));
         assert_eq!(output_of_month(&turns).await, before + turn.usage.output_tokens);
@@ -134,7 +135,7 @@ async fn capped_turn_with_an_expired_lease_counts() {
     events.extend(reader.rest().await);
     assert_eq!(events.last().unwrap().code(), Some("interrupted"));
     proxy.heal();
-    turns.server.work("worker-turns-sweep").await;
+    turns.server.work(SWEEP).await;
     let turn = session.last_turn().await;
     assert_eq!((turn.status, turn.estimated), (TurnStatus::Interrupted, true));
     // The process itself settles the turn, with all output that it received.
@@ -188,7 +189,7 @@ async fn slow_reservation_leaves_time_for_the_renewal() {
     let has_renewed = || proxy.seen_of("UpdateItem").iter().any(|seen| seen.body.to_string().contains("due_at"));
     until("the lease is renewed", async || has_renewed()).await;
     clock.advance(lease.checked_sub(Duration::from_secs(1)).unwrap());
-    turns.server.work("worker-turns-sweep").await;
+    turns.server.work(SWEEP).await;
     assert_eq!(session.last_turn().await.status, TurnStatus::Running);
 }
 
@@ -197,44 +198,50 @@ async fn slow_reservation_leaves_time_for_the_renewal() {
 async fn reservation_survives_faults_of_the_store() {
     let renewal = TurnLimits::DEFAULT.renewal;
     let (turns, proxy, _clock) = start(TurnLimits { renewal, ..LIMITS }).await;
-    let key = json!({ "name": "app", "scopes": ["read", "write"], "budget": { "output_tokens": 100_000 } });
+    let key = json!({ "name": "app", "scopes": ["read", "write"], "budget": { "output_tokens": 5_000 } });
     let (_, key) = turns.server.key_with(key).await;
+    turns.server.request(Method::PUT, "/v1/budget").body(json!({ "output_tokens": 5_000 })).send().await.expect(200);
     let session = turns.session(ANTHROPIC).await.with_token(&key);
-    turns.provider.push(Script { tokens: 2_000, pause: Duration::from_millis(1), ..Script::default() });
+    turns.provider.push(Script { tokens: 1_000, pause: Duration::from_millis(1), ..Script::default() });
     let mut reader = session.stream().await;
     let mut events = reader.take(2).await;
-    // All attempts of one reservation.
-    proxy.fail("UpdateItem", 5, Fault::ServerError);
+    // The organization's part of a slice is reserved. The key's part fails, with all attempts, twice.
+    proxy.fail_after("UpdateItem", 1, 10, Fault::ServerError);
     events.extend(reader.rest().await);
-    assert!(proxy.seen_of("UpdateItem").len() > 5);
+    assert!(proxy.seen_of("UpdateItem").len() > 11);
     proxy.heal();
-    assert_eq!((assert_whole(&events, 0).kind.as_str(), events.len()), ("done", 2_001));
+    assert_eq!((assert_whole(&events, 0).kind.as_str(), events.len()), ("done", 1_001));
     assert_all_released(&turns.server).await;
 }
 
 /// A partition takes at most so much at once: the sweep ends the turn without its answer then.
 #[tokio::test(flavor = "multi_thread")]
-async fn answer_that_cannot_be_stored_unlocks_its_session() {
+async fn large_answer_that_cannot_be_stored_is_dropped() {
     let (turns, proxy, clock) = start(TurnLimits { settle: Duration::from_millis(1), ..LIMITS }).await;
-    let session = turns.session(ANTHROPIC).await;
-    turns.provider.push(paced());
-    let mut reader = session.stream().await;
-    reader.take(2).await;
-    proxy.fail("TransactWriteItems", ALWAYS, Fault::Throttle);
-    reader.rest().await;
-    clock.advance(LIMITS.lease);
-    let before = proxy.seen_of("TransactWriteItems").len();
-    turns.server.try_work("worker-turns-sweep").await.unwrap_err();
-    let in_one_settlement = proxy.seen_of("TransactWriteItems").len() - before;
-    assert_eq!(session.last_turn().await.status, TurnStatus::Running);
-    proxy.heal();
-    proxy.fail("TransactWriteItems", in_one_settlement, Fault::Throttle);
-    clock.advance(Duration::from_mins(5));
-    turns.server.work("worker-turns-sweep").await;
-    proxy.heal();
-    let turn = session.last_turn().await;
-    assert_eq!((turn.status, turn.estimated), (TurnStatus::Interrupted, true));
-    assert_eq!(session.messages().await.len(), 1);
-    assert!(turn.usage.input_tokens > 0);
-    session.assert_usable().await;
+    for (words, messages) in [(20, 2), (300, 1)] {
+        let session = turns.session(ANTHROPIC).await;
+        turns.provider.push(Script { echoes: true, pause: Duration::from_millis(1), ..Script::default() });
+        let text = format!("{} ", "x".repeat(999)).repeat(words);
+        let body = json!({ "text": text, "stream": true, "model": ANTHROPIC });
+        let mut reader = EventReader::new(session.post(body).open().await);
+        reader.take(2).await;
+        proxy.fail("TransactWriteItems", ALWAYS, Fault::Throttle);
+        reader.rest().await;
+        clock.advance(LIMITS.lease);
+        let before = proxy.seen_of("TransactWriteItems").len();
+        turns.server.try_work(SWEEP).await.unwrap_err();
+        let in_one_settlement = proxy.seen_of("TransactWriteItems").len() - before;
+        assert_eq!(session.last_turn().await.status, TurnStatus::Running);
+        proxy.heal();
+        clock.advance(Duration::from_mins(5));
+        proxy.fail("TransactWriteItems", in_one_settlement, Fault::Throttle);
+        let swept = turns.server.try_work(SWEEP).await;
+        proxy.heal();
+        assert_eq!(swept.is_ok(), messages == 1);
+        turns.server.work(SWEEP).await;
+        let turn = session.last_turn().await;
+        assert_eq!((turn.status, turn.estimated), (TurnStatus::Interrupted, true));
+        assert_eq!(session.messages().await.len(), messages);
+        session.assert_usable().await;
+    }
 }
