@@ -18,17 +18,17 @@ die() {
 # leaks SECRETS LOG...: prints `log:line: first ten characters…` for each secret that it finds;
 # succeeds if it finds one.
 leaks() {
-  local secrets=$1 log found=1
+  local secrets=$1 log status=1
   shift
   for log in "$@"; do
     if grep --text --line-number --only-matching --fixed-strings --file="$secrets" -- "$log" >"$scratch/hits"; then
       sed -E 's/^([0-9]+):(.{0,10}).*$/\1: \2…/' "$scratch/hits" | while IFS= read -r hit; do echo "$log:$hit"; done
-      found=0
+      status=0
     elif (($? > 1)); then
       die "cannot read $log"
     fi
   done
-  return "$found"
+  return "$status"
 }
 
 # Verifies that the search finds a secret in a log and reports nothing for a log without one.

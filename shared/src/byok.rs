@@ -28,7 +28,9 @@ pub struct ModelKeyContext {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelKeyUnsealError {
     /// The cached ring may be older than the sealed key.
-    #[error("a provider key is sealed under {0}, which the ring does not hold")]
+    #[error(
+        "a provider key is sealed under {0}, which the ring sealing-byok does not hold: add that key again, not as current"
+    )]
     UnknownKid(Kid),
     #[error("a provider key cannot be unsealed: it was changed, or it belongs to another item")]
     Tampered,

@@ -169,7 +169,7 @@ pub async fn settle(
         transaction.count_usage(organization, &counted, &read, reservation, now)?;
         match transaction.commit().await {
             Ok(()) => return Ok(ended),
-            Err(CommitError::Conflict(Conflict::TurnSettled | Conflict::Remembered)) => {
+            Err(CommitError::Conflict(Conflict::TurnSettled | Conflict::EventCounted)) => {
                 return Err(SettleError::AlreadySettled);
             }
             // Another writer changed the counters: read them again.

@@ -38,7 +38,9 @@ pub enum TranscriptPart {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TranscriptUnsealError {
     /// The cached ring may be older than the content.
-    #[error("content of a session is sealed under {0}, which the ring does not hold")]
+    #[error(
+        "content of a session is sealed under {0}, which the ring sealing-sessions does not hold: add that key again, not as current"
+    )]
     UnknownKid(Kid),
     #[error("content of a session was changed or moved from another item")]
     Tampered,

@@ -44,7 +44,9 @@ struct SealedMember<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookSecretUnsealError {
     /// The cached ring may be older than the sealed secrets.
-    #[error("webhook secrets are sealed under {0}, which the ring does not hold")]
+    #[error(
+        "webhook secrets are sealed under {0}, which the ring sealing-webhooks does not hold: add that key again, not as current"
+    )]
     UnknownKid(Kid),
     #[error("webhook secrets cannot be unsealed: they were changed, or they belong to another item")]
     Tampered,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 /// fail, because a failed invocation is a 503.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Event {
+pub struct AuthorizerEvent {
     #[serde(rename = "type")]
     kind: EventKind,
     method_arn: Option<EventText>,
@@ -27,7 +27,7 @@ pub(crate) enum EventKind {
     Request,
 }
 
-impl Event {
+impl AuthorizerEvent {
     /// Creates the event of a TOKEN authorizer.
     pub fn token(header: impl Into<String>, method_arn: impl Into<String>) -> Self {
         Self {
@@ -60,7 +60,7 @@ impl Event {
         self.method_arn.as_ref().map(EventText::as_str).unwrap_or_default()
     }
 
-    /// Returns the only `Authorization` header.
+    /// Returns the `Authorization` header, or `None` if it is missing or repeated.
     pub(crate) fn authorization(&self) -> Option<&str> {
         if self.kind == EventKind::Token {
             return self.authorization_token.as_ref().map(EventText::as_str);

@@ -29,7 +29,7 @@ use karta_shared::{
 use lambda_runtime::{LambdaEvent, service_fn};
 use tokio::time::timeout;
 
-pub use self::event::Event;
+pub use self::event::AuthorizerEvent;
 use self::{
     event::EventKind,
     policy::{policy, stage_arn},
@@ -50,7 +50,7 @@ impl Authorizer {
     }
 
     /// Checks the `Authorization` header of a request.
-    pub async fn authorize(&self, event: &Event) -> Result<AuthorizerResponse, Undecided> {
+    pub async fn authorize(&self, event: &AuthorizerEvent) -> Result<AuthorizerResponse, Undecided> {
         let caller = if let Some(token) = event.authorization().and_then(auth::bearer) {
             timeout(self.app.deadlines.scale(DEADLINE), self.caller(token, event.kind()))
                 .await
@@ -76,8 +76,8 @@ impl Authorizer {
 
     /// Returns the token's caller, or a word for the log that says why it is rejected.
     ///
-    /// Each verdict on an API key reads its state again and is at most [`GATEWAY_VERDICT_MAX_AGE`]
-    /// old, which bounds a slow read. An uncached verdict is therefore the state during the request.
+    /// Every call reads the API key's state. A verdict whose state is older than
+    /// [`GATEWAY_VERDICT_MAX_AGE`] is not returned, so a slow read cannot return old state.
     async fn caller(&self, token: &str, kind: EventKind) -> Result<Result<AuthorizerContext, &'static str>, Undecided> {
         if token.starts_with("kt_live_") {
             let verdict = self.validator.validate_for_cache(token, RecordUse::Always, GATEWAY_VERDICT_MAX_AGE).await?;
@@ -110,7 +110,7 @@ pub async fn run() -> ExitCode {
         telemetry::init(telemetry::Output::Stdout, "info")?;
         let secrets = [Ring::KeyTag, Ring::SessionSigning].map(Secret::Ring).to_vec();
         let authorizer = &Authorizer::new(App::deployed(NAME, Needs { secrets, store: true }).await?);
-        let handler = move |event: LambdaEvent<Event>| async move {
+        let handler = move |event: LambdaEvent<AuthorizerEvent>| async move {
             authorizer.authorize(&event.payload).await.map_err(|fault| {
                 tracing::error!(route = NAME, %fault, "authorization failed");
                 lambda_runtime::Error::from("the credential could not be checked")

@@ -91,13 +91,13 @@ impl Worker for AuditChain {
 
     async fn work(&self, _: &Wake) -> Result<(), Fault> {
         let (started, mut sweep, mut fault) = (Instant::now(), Sweep::default(), None);
-        // Continues after faults, because later events may belong to other chains.
         while let Some(found) = self.app.store.unchained_events(&mut sweep).await? {
             let now = self.app.clock.now();
             self.app.metrics.audit_chain_lag(now, oldest(&found).map(|at| now.since(at)).unwrap_or_default());
             for (organization, sks) in found {
                 // The fault of one organization must not delay the others.
                 if let Err(error) = self.chain(organization, &sks).await {
+                    tracing::error!(organization_id = organization.get(), fault = %error, "audit events not chained");
                     fault = Some(format!("audit chain of organization {organization}: {error}"));
                 }
             }

@@ -66,7 +66,7 @@ impl EndpointSender {
         let attempt = to_attempt(at, outcome);
 
         let lease = self.lease.lock().await;
-        if succeeded && lease.failing == FailureStreak::default() {
+        if succeeded && lease.failures == FailureStreak::default() {
             // No failure counter changes, so other attempts need not wait for this result.
             let read = lease.clone();
             drop(lease);
@@ -74,7 +74,7 @@ impl EndpointSender {
             return Ok(if recorded { AttemptEnd::Delivered } else { AttemptEnd::Stop });
         }
         let mut lease = lease;
-        let failing = if succeeded { FailureStreak::default() } else { lease.failing.with_failure(at) };
+        let failing = if succeeded { FailureStreak::default() } else { lease.failures.with_failure(at) };
         let reason = if is_gone {
             Some(DisabledReason::Gone)
         } else if failing.should_disable(at) {
@@ -90,7 +90,7 @@ impl EndpointSender {
         if !self.record(&lease, pending, &attempt, result, reason).await? {
             return Ok(AttemptEnd::Stop);
         }
-        lease.failing = failing;
+        lease.failures = failing;
         Ok(match reason {
             Some(_) => AttemptEnd::Stop,
             None if succeeded => AttemptEnd::Delivered,
@@ -164,7 +164,7 @@ impl EndpointSender {
                 request_id: WebhookDeliveries::NAME.to_owned(),
             },
         )?;
-        let webhook_endpoint = WebhookEndpointResource::new(after, lease.failing.with_failure(now), ScopeSet::NONE);
+        let webhook_endpoint = WebhookEndpointResource::new(after, lease.failures.with_failure(now), ScopeSet::NONE);
         transaction.publish(&Event {
             id: id(),
             event_type: EventType::WebhookEndpointDisabled,

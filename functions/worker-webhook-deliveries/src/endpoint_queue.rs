@@ -44,7 +44,7 @@ pub(crate) struct EndpointQueue {
 pub(crate) enum Served {
     /// The next delivery is due at this time.
     Until(Timestamp),
-    /// No delivery is scheduled, or this worker must stop.
+    /// The run leaves this queue: it is empty, paused, deleted, leased by another worker, or out of time.
     Done,
 }
 
@@ -73,9 +73,9 @@ impl EndpointQueue {
         let store = self.app.store.clone();
         let mut is_first = true;
         loop {
-            // The lease is renewed before the deliveries are read, so that the queue is released
-            // only in the state that was read. The first iteration uses the version of the new
-            // lease.
+            // Renewing also reads the queue's version. It comes before the read of the deliveries, so that
+            // the release fails if a delivery was added after that read. In the first iteration, the new
+            // lease has the version.
             if !is_first && !self.renew().await? {
                 return Ok(Served::Done);
             }

@@ -114,7 +114,7 @@ struct RunArguments {
     /// Print one line of JSON about this run instead of the banner.
     #[arg(long, env = "KARTA_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
-    /// Allow webhook URLs on loopback, which may use `http`, any port and IP addresses.
+    /// Allow webhook URLs and an `endpoint_url` on loopback, which may use `http`, any port and IP addresses.
     #[arg(long, env = "KARTA_ALLOW_LOOPBACK_WEBHOOKS", value_parser = BoolishValueParser::new())]
     allow_loopback_webhooks: bool,
     /// Add a project `demo` that talks to a scripted provider in this process instead of a model.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use authorizer::{Authorizer, Event};
+use authorizer::{Authorizer, AuthorizerEvent};
 use aws_lambda_events::{apigw::ApiGatewayProxyRequestContext, iam::IamPolicyEffect};
 use axum::body::HttpBody;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, uri::Authority};
@@ -210,7 +210,7 @@ impl Gateway {
                 let headers = parts.headers.iter().map(|(name, value)| {
                     (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
                 });
-                let event = Event::request(headers, method_arn(&parts.method, &parts.uri));
+                let event = AuthorizerEvent::request(headers, method_arn(&parts.method, &parts.uri));
                 Some(self.call_authorizer(&event).await?.context.ok_or(GatewayError::AccessDenied)?)
             }
             None => None,
@@ -264,14 +264,14 @@ impl Gateway {
         let result = if let Some(result) = cached {
             result
         } else {
-            let result = self.call_authorizer(&Event::token(header, method_arn(method, uri))).await?;
+            let result = self.call_authorizer(&AuthorizerEvent::token(header, method_arn(method, uri))).await?;
             self.results.insert(cache_key, result.clone());
             result
         };
         result.context.ok_or(GatewayError::AccessDenied)
     }
 
-    async fn call_authorizer(&self, event: &Event) -> Result<AuthorizerResult, GatewayError> {
+    async fn call_authorizer(&self, event: &AuthorizerEvent) -> Result<AuthorizerResult, GatewayError> {
         // Boxed, as a handler's future is: the compiler limits how deep the types of futures nest.
         let answer = Box::pin(self.authorizer.authorize(event)).await.map_err(|fault| {
             tracing::error!(route = authorizer::NAME, %fault, "authorization failed");

@@ -164,7 +164,7 @@ impl FakeProvider {
                 stopped.await.ok();
             });
             if let Err(error) = served.await {
-                tracing::error!(%error, "fake provider ended");
+                tracing::error!(fault = %error, "scripted provider failed");
             }
         });
         Ok(Self { address, state, _stop: stop, served })

@@ -115,8 +115,9 @@ impl Template {
 }
 
 fn function(name: &str, resource: &Value, auth: &Value) -> Result<Function> {
-    let binary =
-        text(&resource["Metadata"]["BuildProperties"]["Binary"]).with_context(|| format!("{name} has no Binary"))?;
+    let binary = text(&resource["Metadata"]["BuildProperties"]["Binary"]).with_context(|| {
+        format!("{name}: Metadata.BuildProperties.Binary is missing: set it to the folder's name under functions/")
+    })?;
     ensure!(name == camel_case(binary), "{name} builds {binary}: its logical id must be {}", camel_case(binary));
     let events = || resource["Properties"]["Events"].as_object().into_iter().flatten();
     let api_events = || events().filter(|(_, value)| value["Type"] == "Api");
@@ -148,7 +149,7 @@ fn function(name: &str, resource: &Value, auth: &Value) -> Result<Function> {
 fn rate(value: &Value) -> Result<Duration> {
     let schedule = text(value)?;
     let rate = schedule.strip_prefix("rate(").and_then(|rate| rate.strip_suffix(')')?.split_once(' '));
-    let (count, unit) = rate.with_context(|| format!("{schedule} must be a rate"))?;
+    let (count, unit) = rate.with_context(|| format!("{schedule} must be a rate such as rate(15 minutes)"))?;
     let unit = match unit.trim_end_matches('s') {
         "minute" => Duration::from_mins(1),
         "hour" => Duration::from_hours(1),

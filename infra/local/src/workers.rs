@@ -93,7 +93,7 @@ impl WakeQueue {
         match self.index.first(self.key, self.due_attribute).await {
             Ok(first) => first.map(|at| at.parse().unwrap_or(now)),
             Err(fault) => {
-                tracing::error!(%fault, "index lookup failed");
+                tracing::error!(index = self.key, %fault, "index lookup failed");
                 Some(now)
             }
         }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Maximum waiting jobs per worker at cost 12: about two seconds of work, half of the time limit of
-/// a validation. Each cost step doubles the time of a job and halves the queue.
+/// `internal-keys-validate`. Each cost step doubles the time of a job and halves the queue.
 const QUEUE_LENGTH_AT_COST_12: usize = 9;
 
 /// Runs bcrypt outside the async threads, on all processors but one, so that a flood of first
@@ -207,8 +207,8 @@ mod tests {
 
     #[test]
     fn queue_length_halves_per_cost_step() {
-        // A job takes about 0.22 s at cost 12, so a full queue takes half of a validation's time
-        // limit.
+        // A job takes about 0.22 s at cost 12, so a full queue takes half of the 4 s of
+        // `internal-keys-validate`.
         for (cost, waiting) in [(4, 2_304), (10, 36), (12, 9), (13, 4), (14, 2), (15, 1), (31, 1)] {
             assert_eq!(slots(cost), workers() * (1 + waiting), "{cost}");
         }

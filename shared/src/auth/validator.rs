@@ -154,10 +154,10 @@ impl Validator {
         record_use: RecordUse,
         max_age: Duration,
     ) -> Result<Verdict, Undecided> {
-        let mut proving = None;
-        let outcome = self.decide_fresh(text, record_use, max_age, &mut proving).await;
+        let mut proof_source = None;
+        let outcome = self.decide_fresh(text, record_use, max_age, &mut proof_source).await;
         let outcome_name = outcome.as_ref().map_or("undecided", Verdict::as_str);
-        self.metrics.validation(self.clock.now(), outcome_name, proving);
+        self.metrics.validation(self.clock.now(), outcome_name, proof_source);
         outcome
     }
 
@@ -166,10 +166,10 @@ impl Validator {
         text: &str,
         record_use: RecordUse,
         max_age: Duration,
-        proving: &mut Option<ProofSource>,
+        proof_source: &mut Option<ProofSource>,
     ) -> Result<Verdict, Undecided> {
         let is_stale = |read_at: Option<Timestamp>| read_at.is_some_and(|at| self.clock.now().since(at) > max_age);
-        let (verdict, read_at) = self.decide(text, record_use, proving).await?;
+        let (verdict, read_at) = self.decide(text, record_use, proof_source).await?;
         if !is_stale(read_at) {
             return Ok(verdict);
         }
@@ -183,7 +183,7 @@ impl Validator {
         &self,
         text: &str,
         record_use: RecordUse,
-        proving: &mut Option<ProofSource>,
+        proof_source: &mut Option<ProofSource>,
     ) -> Result<(Verdict, Option<Timestamp>), Undecided> {
         let invalid = |why| Ok((Verdict::Invalid(why), None));
         let token = match self.parse(text).await? {
@@ -191,7 +191,7 @@ impl Validator {
             Err(TokenError::Shape) => return invalid(Invalidity::Shape),
             Err(TokenError::Tag) => return invalid(Invalidity::Tag),
         };
-        let Some(proof) = self.find_proof(&token, proving).await? else {
+        let Some(proof) = self.find_proof(&token, proof_source).await? else {
             return invalid(Invalidity::Unproven);
         };
         let read_at = self.clock.now();
@@ -243,28 +243,29 @@ impl Validator {
         let within = self.deadlines.scale(USE_WRITE_TIMEOUT);
         match timeout(within, write).await {
             Ok(Ok(true)) => self.use_write_due.insert(key, now.plus(USE_WRITE_INTERVAL)),
-            // Another process wrote first. The next validation reads the time of that write.
+            // Another process wrote first. The first validation after `USE_RETRY_INTERVAL` reads the time of
+            // that write.
             Ok(Ok(false)) => {}
             Ok(Err(fault)) => tracing::warn!(%fault, "last_used_at update failed"),
             Err(_) => tracing::warn!(fault = format!("timed out after {within:?}"), "last_used_at update failed"),
         }
     }
 
-    /// Returns the key that the token matches, and stores in `proving` how it was found.
+    /// Returns the key that the token matches, and stores in `proof_source` how it was found.
     /// Concurrent first validations of one token share one bcrypt comparison.
     async fn find_proof(
         &self,
         token: &ApiKeyToken,
-        proving: &mut Option<ProofSource>,
+        proof_source: &mut Option<ProofSource>,
     ) -> Result<Option<Proof>, Undecided> {
         let fingerprint = token.fingerprint();
-        *proving = Some(ProofSource::Known);
+        *proof_source = Some(ProofSource::Known);
         let proof = self.proofs.get_or_insert_async(&fingerprint, async {
             if self.was_refused(&fingerprint) {
                 return Err(None);
             }
-            *proving = None;
-            match self.compare(token, proving).await {
+            *proof_source = None;
+            match self.compare(token, proof_source).await {
                 Ok(Some(proof)) => Ok(proof),
                 Ok(None) => {
                     self.refusals.insert(fingerprint, self.clock.now());
@@ -291,17 +292,17 @@ impl Validator {
     async fn compare(
         &self,
         token: &ApiKeyToken,
-        proving: &mut Option<ProofSource>,
+        proof_source: &mut Option<ProofSource>,
     ) -> Result<Option<Proof>, Undecided> {
         let slot = self.bcrypt.reserve()?;
         let candidates = self.store.credentials(&token.prefix()).await?;
         if candidates.is_empty() {
-            *proving = Some(slot.verify(token, self.bcrypt.decoy()).await?.1);
+            *proof_source = Some(slot.verify(token, self.bcrypt.decoy()).await?.1);
             return Ok(None);
         }
         for candidate in candidates {
             let (matches, took) = slot.verify(token, candidate.digest.clone()).await?;
-            *proving = Some(took);
+            *proof_source = Some(took);
             if matches {
                 let Credential { organization_id, api_key_id, lineage_id, .. } = candidate;
                 return Ok(Some(Proof { organization_id, api_key_id, lineage_id }));

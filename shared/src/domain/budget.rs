@@ -10,9 +10,9 @@ use super::{Invalid, Price, SubscriptionStatus, Tally, Timestamp, Value, usage::
 /// The largest integer that every JSON parser represents exactly.
 const MAX_CAP: u64 = (1 << 53) - 1;
 
-/// Caps per UTC month, of an organization or of a key. `null` means no cap. Tokens are counted,
-/// those of the prompt cache as input; cost is in whole cents. `alert_percents` are the shares of a
-/// cap at which the owner is notified.
+/// Caps per UTC month, of an organization or of a key. `null` means no cap. Token caps
+/// count the tokens of the prompt cache as input. The cost cap is in whole cents. `budget.threshold` is
+/// published at each of `alert_percents`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Budget {
     pub input_tokens: Option<Cap>,
@@ -293,7 +293,8 @@ impl Spending {
 }
 
 impl BudgetVerdict {
-    /// Compares the cost in whole cents, as usage shows it, so that the two always agree.
+    /// Decides whether a key may spend: by the subscription, then the organization's caps, then the key's.
+    /// Compares cost in the whole cents that the usage routes return.
     pub fn new(subscription: SubscriptionStatus, spending: &Spending) -> Self {
         if !subscription.allows_spending() {
             return Self::Exhausted(Exhausted::Subscription(subscription));

@@ -181,9 +181,9 @@ impl From<&Link> for Anchor {
 pub struct EventMark {
     pub digest: Hash32,
     pub link: Option<u64>,
-    /// Whether the event is waiting for the worker.
-    pub waiting: bool,
-    /// Whether the item has the key and the attributes of an event and, while it waits, the index
+    /// Whether the item has the attribute `unchained`.
+    pub unchained: bool,
+    /// Whether the item has the key and the attributes of an event and, while it is unchained, the index
     /// key that the worker reads.
     pub sound: bool,
 }
@@ -221,10 +221,10 @@ impl Chain {
     ) -> Self {
         let state = match (claimed, mark.link) {
             _ if !mark.sound => ChainState::Broken,
-            (None, None) if mark.waiting && !is_overdue(sk, now) => ChainState::Pending,
+            (None, None) if mark.unchained && !is_overdue(sk, now) => ChainState::Pending,
             (Some(n), named) => {
                 // The event was read before the claim and may have been chained in between.
-                let agrees = named.map_or(mark.waiting, |named| named == n && !mark.waiting);
+                let agrees = named.map_or(mark.unchained, |named| named == n && !mark.unchained);
                 let listed = links.get(&n).filter(|link| link.n == n).is_some_and(|link| {
                     let before = n.checked_sub(1).and_then(|n| links.get(&n));
                     (n == 1 || before.is_some())
@@ -280,7 +280,7 @@ mod tests {
     }
 
     fn mark(sk: &str, link: Option<u64>) -> EventMark {
-        EventMark { digest: event(sk).digest, link, waiting: link.is_none(), sound: true }
+        EventMark { digest: event(sk).digest, link, unchained: link.is_none(), sound: true }
     }
 
     #[test]
@@ -303,11 +303,11 @@ mod tests {
             assert_eq!(state(sk, mark(sk, Some(3 - n)), Some(n), &links), ChainState::Broken, "names another link");
             assert_eq!(state(sk, mark(sk, Some(3 - n)), Some(3 - n), &links), ChainState::Broken, "not listed");
             assert_eq!(state(sk, mark(sk, Some(n)), None, &links), ChainState::Broken, "no claim");
-            let still_waiting = EventMark { waiting: true, ..mark(sk, Some(n)) };
-            assert_eq!(state(sk, still_waiting, Some(n), &links), ChainState::Broken, "chained and waiting");
+            let still_unchained = EventMark { unchained: true, ..mark(sk, Some(n)) };
+            assert_eq!(state(sk, still_unchained, Some(n), &links), ChainState::Broken, "chained and unchained");
         }
-        let lost = EventMark { waiting: false, ..mark("e", None) };
-        assert_eq!(state("e", lost, None, &links), ChainState::Broken, "neither chained nor waiting");
+        let lost = EventMark { unchained: false, ..mark("e", None) };
+        assert_eq!(state("e", lost, None, &links), ChainState::Broken, "neither chained nor unchained");
         for missing in [0, 3, u64::MAX] {
             assert_eq!(state("e", mark("e", Some(missing)), Some(missing), &links), ChainState::Broken);
         }

@@ -110,7 +110,7 @@ pub fn check(organization: Id, log: &AuditLog, ring: &Keyring, now: Timestamp) -
         match mark.link {
             Some(n) if log.links.contains_key(&n) => findings.push(Finding::EventNotListed { sk, n }),
             Some(n) => findings.push(Finding::EventNowhere { sk, n }),
-            None if !mark.waiting => findings.push(Finding::EventUnaccounted { sk }),
+            None if !mark.unchained => findings.push(Finding::EventUnaccounted { sk }),
             None => {
                 pending += 1;
                 if !mark.sound {
@@ -186,10 +186,10 @@ fn check_listed(log: &AuditLog, sk: &str, n: u64, digest: Hash32, findings: &mut
     if !late && !log.claims.contains_key(&sk) {
         findings.push(Finding::ClaimWrong { sk: sk.clone() });
     }
-    let was_waiting = late && mark.link.is_none() && mark.waiting;
+    let was_unchained = late && mark.link.is_none() && mark.unchained;
     if mark.digest != digest {
         findings.push(Finding::EventChanged { sk, n });
-    } else if !was_waiting && (mark.link != Some(n) || mark.waiting) {
+    } else if !was_unchained && (mark.link != Some(n) || mark.unchained) {
         findings.push(Finding::EventMisplaced { sk, n });
     } else if !mark.sound {
         findings.push(Finding::EventUnsound { sk });
@@ -222,7 +222,7 @@ mod tests {
     }
 
     fn mark(text: &str) -> EventMark {
-        EventMark { digest: digest(text), link: Some(1), waiting: false, sound: true }
+        EventMark { digest: digest(text), link: Some(1), unchained: false, sound: true }
     }
 
     /// Links of these sizes, and one waiting event.
@@ -233,7 +233,7 @@ mod tests {
             let events: Vec<_> = sks.map(|sk| ChainedEvent { digest: digest(&sk), sk }).collect();
             append(&mut log, events, ring);
         }
-        log.events.insert(WAITING.to_owned(), EventMark { link: None, waiting: true, ..mark(WAITING) });
+        log.events.insert(WAITING.to_owned(), EventMark { link: None, unchained: true, ..mark(WAITING) });
         log
     }
 
@@ -241,7 +241,7 @@ mod tests {
         let at = "2026-11-22T00:00:00Z".parse().unwrap();
         let link = Link::after(log.links.values().next_back(), organization(), at, events, ring);
         for event in &link.events {
-            let mark = EventMark { digest: event.digest, link: Some(link.n), waiting: false, sound: true };
+            let mark = EventMark { digest: event.digest, link: Some(link.n), unchained: false, sound: true };
             log.events.insert(event.sk.clone(), mark);
             log.claims.insert(event.sk.clone(), link.n);
         }
@@ -283,7 +283,7 @@ mod tests {
         let mut read = whole.clone();
         read.settled = 2;
         // Of the third link, one event was read before it was chained and two were not written yet.
-        read.events.insert("2#0".to_owned(), EventMark { link: None, waiting: true, ..whole.events["2#0"] });
+        read.events.insert("2#0".to_owned(), EventMark { link: None, unchained: true, ..whole.events["2#0"] });
         read.events.retain(|sk, _| !["2#1", "2#2"].contains(&sk.as_str()));
         read.claims.retain(|_, n| *n < 3);
         read.anchors.remove(&3);
@@ -334,8 +334,8 @@ mod tests {
             0 => put(&sk, EventMark { digest: digest("other"), ..mark }),
             1 => put(&sk, EventMark { link: Some(n + 1), ..mark }),
             2 => put(&sk, EventMark { link: None, ..mark }),
-            3 => put(&sk, EventMark { waiting: true, ..mark }),
-            4 => put(&sk, EventMark { link: None, waiting: true, ..mark }),
+            3 => put(&sk, EventMark { unchained: true, ..mark }),
+            4 => put(&sk, EventMark { link: None, unchained: true, ..mark }),
             5 => drop(log.events.remove(&sk)),
             6 => drop(log.links.remove(&n)),
             7 => drop(log.claims.remove(&sk)),
@@ -355,11 +355,11 @@ mod tests {
             21 => *log.claims.get_mut(&sk).unwrap() += 1,
             22 => put("new", EventMark { link: Some(n), ..mark }),
             23 => put("new", EventMark { link: Some(99), ..mark }),
-            24 => put("new", EventMark { link: None, waiting: false, ..mark }),
+            24 => put("new", EventMark { link: None, unchained: false, ..mark }),
             25 => drop(log.claims.insert("new".to_owned(), n)),
             26 => put(&sk, EventMark { sound: false, ..mark }),
-            27 => put(WAITING, EventMark { link: None, waiting: true, sound: false, ..mark }),
-            28 => put("new", EventMark { link: None, waiting: true, ..mark }),
+            27 => put(WAITING, EventMark { link: None, unchained: true, sound: false, ..mark }),
+            28 => put("new", EventMark { link: None, unchained: true, ..mark }),
             _ => drop(log.unreadable.insert("new".to_owned())),
         }
     }

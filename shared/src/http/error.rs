@@ -414,6 +414,7 @@ impl From<Conflict> for Error {
             | Conflict::SessionGone
             | Conflict::TurnInProgress
             | Conflict::Remembered
+            | Conflict::EventCounted
             | Conflict::EventSeen
             | Conflict::IdTaken
             | Conflict::Changed

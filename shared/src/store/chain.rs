@@ -108,7 +108,7 @@ impl Store {
         for (sk, keys) in sks.iter().zip(keys.chunks_exact(2)) {
             let [event, claim] = [&keys[0], &keys[1]].map(|key| items.get(&(key.pk.clone(), key.sk.clone())));
             let event = event.map(|item| Ok::<_, StoreError>((encoded(item)?, event_mark(item)?))).transpose()?;
-            let Some((encoded, mark)) = event.filter(|(_, mark)| mark.waiting && mark.link.is_none()) else {
+            let Some((encoded, mark)) = event.filter(|(_, mark)| mark.unchained && mark.link.is_none()) else {
                 pending.examined += 1;
                 continue;
             };
@@ -173,7 +173,7 @@ fn by_organization(items: &[Item]) -> Result<UnchainedEvents, StoreError> {
     }
     for sks in found.values_mut() {
         sks.sort_unstable();
-        // An event that moved between shards during the sweep was found in both.
+        // Two pages of the sweep may have the same event, if it was rewritten in between.
         sks.dedup();
     }
     Ok(found)
@@ -190,7 +190,7 @@ pub(super) fn event_mark(item: &Item) -> Result<EventMark, StoreError> {
     Ok(EventMark {
         digest: Hash32::for_event(&encoded(item)?),
         link: item.get(LINK).map(number),
-        waiting: item.contains_key(UNCHAINED),
+        unchained: item.contains_key(UNCHAINED),
         sound: is_well_formed(item),
     })
 }

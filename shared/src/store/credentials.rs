@@ -9,7 +9,7 @@ use crate::domain::{Id, Prefix};
 
 /// Maximum number of keys of one prefix that are compared. It bounds the bcrypt work: among a
 /// million keys, about nine pairs share a prefix.
-const MAX_CANDIDATES: i32 = 8;
+pub(super) const MAX_CANDIDATES: i32 = 8;
 
 /// The credential of an API key: its owner and the digest that a token is compared with. It is
 /// immutable.

@@ -2,7 +2,7 @@
 //! implementation, which is tested against an emulator.
 //!
 //! - The organization is the first argument of every call. Exceptions are calls that find out the
-//!   organization (credentials, the directory) and calls of workers, which process items of every
+//!   organization (credentials, `ID#` and `PX#` items) and calls of workers, which process items of every
 //!   organization.
 //! - Reads that decide access are strongly consistent and use the base table.
 //! - A change is one [`Transaction`]. Each staged write names the [`Conflict`] that its failed

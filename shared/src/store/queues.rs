@@ -25,7 +25,7 @@ pub struct Lease {
     /// The version of the queue that was read last. The next query for deliveries returns
     /// everything that was added before.
     version: u64,
-    pub failing: FailureStreak,
+    pub failures: FailureStreak,
 }
 
 #[derive(Deserialize)]
@@ -87,7 +87,7 @@ impl Store {
             webhook_endpoint_id,
             token,
             version,
-            failing,
+            failures: failing,
         }))
     }
 
@@ -107,7 +107,7 @@ impl Store {
             .send()
             .await;
         let Some(QueueState { version, failing }) = updated_queue(sent)? else { return Ok(false) };
-        (lease.version, lease.failing) = (version, failing);
+        (lease.version, lease.failures) = (version, failing);
         Ok(true)
     }
 
@@ -188,7 +188,7 @@ impl Transaction {
     /// Counts a failure, or clears the failures after a success. Stages no write if there is
     /// nothing to clear.
     pub(super) fn update_failures(&mut self, lease: &Lease, succeeded: bool, at: Timestamp) -> Result<(), StoreError> {
-        if succeeded && lease.failing == FailureStreak::default() {
+        if succeeded && lease.failures == FailureStreak::default() {
             return Ok(());
         }
         self.update(Table::Outbox, &lease.queue(), Conflict::Changed, |update| {

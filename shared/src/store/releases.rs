@@ -10,7 +10,7 @@ use crate::domain::{
     BuildLog, Id, Kind, LogChunk, LogGeneration, LogIndex, LogLine, Project, Release, Timestamp, Version,
 };
 
-/// The location of a release according to the directory.
+/// The location of a release, as stored in its `ID#` item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseLocation {
     pub organization_id: Id,

@@ -27,6 +27,8 @@ pub enum Conflict {
     TurnSettled,
     /// Another response is stored under this idempotency key.
     Remembered,
+    /// This usage event was already counted.
+    EventCounted,
     /// This Stripe event was already processed.
     EventSeen,
     /// The generated id is taken: generate another.

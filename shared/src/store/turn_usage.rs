@@ -96,7 +96,7 @@ impl Transaction {
     /// `known`: at most ten writes.
     ///
     /// An event that was counted before fails the transaction with
-    /// [`Conflict::Remembered`](super::Conflict::Remembered). If another writer added a model, or
+    /// [`Conflict::EventCounted`](super::Conflict::EventCounted). If another writer added a model, or
     /// the turn holds another amount than `known` says, it fails with
     /// [`Conflict::Changed`](super::Conflict::Changed).
     pub fn count_usage(

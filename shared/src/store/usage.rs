@@ -24,6 +24,7 @@ use super::{
     counters::{
         CounterPart, Inline, MODEL_ITEMS, Models, Sums, further_items, item_of_model, read_counters, read_totals,
     },
+    credentials::MAX_CANDIDATES,
     decode,
     table::{Key, Table},
 };
@@ -42,7 +43,7 @@ pub struct Ingested {
     pub duplicates: usize,
 }
 
-/// The owner of a key according to the directory. It is immutable.
+/// The owner of a key, as stored in its `ID#api_key#` and `PX#` items. It is immutable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct KeyOwner {
     pub organization_id: Id,
@@ -64,7 +65,8 @@ impl Store {
         Ok(owners)
     }
 
-    /// Returns the owners of up to two keys with this prefix.
+    /// Returns the owners of keys with this prefix, as many as a validation compares. More than one means
+    /// that the prefix is ambiguous.
     pub async fn key_owners_by_prefix(&self, prefix: &Prefix) -> Result<Vec<KeyOwner>, StoreError> {
         let output = self
             .client
@@ -73,7 +75,7 @@ impl Store {
             .key_condition_expression("pk = :pk")
             .expression_attribute_values(":pk", AttributeValue::S(Key::prefix_partition(prefix)))
             .consistent_read(true)
-            .limit(2)
+            .limit(MAX_CANDIDATES)
             .send()
             .await?;
         output.items.unwrap_or_default().into_iter().map(decode).collect()
@@ -168,10 +170,10 @@ impl Store {
         &self,
         organization: Id,
         month: Month,
-        lineage_id: &BTreeSet<Id>,
+        lineage_ids: &BTreeSet<Id>,
     ) -> Result<HashMap<Id, Option<Tally>>, StoreError> {
         let keys: HashMap<_, _> =
-            lineage_id.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
+            lineage_ids.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
         let items = self.batch_get(Table::Usage, &keys.keys().cloned().collect::<Vec<_>>()).await?;
         let of_key = |item: &Item| Key::of_item(item).and_then(|key| keys.get(&key).copied());
         let totals = |item: &Item| {
@@ -205,14 +207,14 @@ impl Store {
         &self,
         organization: Id,
         month: Month,
-        lineage_id: &BTreeSet<Id>,
+        lineage_ids: &BTreeSet<Id>,
     ) -> Result<HashMap<Id, MonthUsage>, StoreError> {
-        if lineage_id.is_empty() {
+        if lineage_ids.is_empty() {
             return Ok(HashMap::new());
         }
         let named = Key::usage_models(organization, month);
         let mut keys: HashMap<_, _> =
-            lineage_id.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
+            lineage_ids.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
         let wanted: Vec<_> = keys.keys().chain([&named]).cloned().collect();
         let mut items = self.batch_get(Table::Usage, &wanted).await?;
         let mut more = Vec::new();
@@ -226,7 +228,7 @@ impl Store {
         keys.extend(more);
         let models = items.iter().find(|item| Key::of_item(item).as_ref() == Some(&named));
         let models = models.map(Models::read).unwrap_or_default();
-        let mut found = HashMap::with_capacity(lineage_id.len());
+        let mut found = HashMap::with_capacity(lineage_ids.len());
         for item in items {
             if let Some(id) = Key::of_item(&item).and_then(|key| keys.get(&key)) {
                 read_counters(&item, &models, found.entry(*id).or_default())?;
@@ -379,8 +381,8 @@ impl Batch {
         rest
     }
 
-    /// Stages the events, in an empty transaction at their indexes in the batch, then their
-    /// counters. Gives back what a turn holds. Returns the model lists of the months after the
+    /// Stages the events first, so that in an empty transaction each has its index in the batch, and
+    /// then their counters. Releases what a turn holds. Returns the model lists of the months after the
     /// transaction.
     pub(super) fn stage(
         &self,
@@ -466,5 +468,5 @@ fn stage_event(
     let item = UsageEventItem { event, ttl: now.plus(EVENT_RETENTION).as_seconds() };
     let cost = AttributeValue::N(event.cost.unwrap_or(0).to_string());
     let key = Key::usage_event(organization, &hash);
-    transaction.put_with(Table::Usage, &key, &item, Conflict::Remembered, ("cost", cost))
+    transaction.put_with(Table::Usage, &key, &item, Conflict::EventCounted, ("cost", cost))
 }

@@ -26,7 +26,7 @@ struct Source {
 /// How the proof of a key was obtained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProofSource {
-    /// The cache had the proof.
+    /// A cache had the proof, or a refusal of the last seconds.
     Known,
     /// bcrypt ran for `ran`, after waiting for `waited` in the queue.
     Compared { waited: Duration, ran: Duration },

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use authorizer::{Authorizer, Event};
+use authorizer::{Authorizer, AuthorizerEvent};
 use aws_lambda_events::iam::IamPolicyEffect;
 use axum::body::Body;
 use http_body_util::BodyExt;
@@ -65,7 +65,7 @@ async fn minted(server: &TestServer) -> (u64, String, String) {
 pub(crate) async fn context(server: &TestServer, token: &str) -> Option<Value> {
     let header = ("Authorization".to_owned(), format!("Bearer {token}"));
     let authorizer = Authorizer::new(server.runner.app.for_function(authorizer::NAME));
-    let answer = authorizer.authorize(&Event::request([header], METHOD_ARN)).await.unwrap();
+    let answer = authorizer.authorize(&AuthorizerEvent::request([header], METHOD_ARN)).await.unwrap();
     let statement = &answer.policy_document.statement[0];
     (statement.effect == IamPolicyEffect::Allow).then_some(answer.context)
 }
@@ -173,7 +173,7 @@ async fn aws_event_may_hold_any_client_text() {
     let allows = async |headers: &str| {
         let event =
             format!(r#"{{"type":"REQUEST","methodArn":"{METHOD_ARN}","path":"/","multiValueHeaders":{headers}}}"#);
-        let event: Event = serde_json::from_str(&event).unwrap();
+        let event: AuthorizerEvent = serde_json::from_str(&event).unwrap();
         let answer = authorizer.authorize(&event).await.unwrap();
         answer.policy_document.statement[0].effect == IamPolicyEffect::Allow
     };

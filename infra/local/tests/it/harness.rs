@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use authorizer::{Authorizer, Event};
+use authorizer::{Authorizer, AuthorizerEvent};
 use aws_lambda_events::iam::IamPolicyEffect;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use karta_local::{
@@ -325,7 +325,7 @@ impl TestServer {
     /// Returns whether an authorizer with cold caches allows this header, without the gateway's own
     /// checks.
     pub(crate) async fn authorizes(&self, header: &str) -> bool {
-        let event = Event::token(header, "arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami");
+        let event = AuthorizerEvent::token(header, "arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami");
         let answer = Authorizer::new(self.runner.app.for_function(authorizer::NAME)).authorize(&event).await.unwrap();
         let allowed =
             answer.policy_document.statement.iter().all(|statement| statement.effect == IamPolicyEffect::Allow);

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use authorizer::{Authorizer, Event};
+use authorizer::{Authorizer, AuthorizerEvent};
 use http::Method;
 use karta_local::registry;
 use karta_shared::{
@@ -62,7 +62,7 @@ async fn every_credential_check_is_counted_with_outcome() {
     server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" })).send().await.expect(201);
     let minted = server.post("/v1/agent_projects/app/session_tokens", json!({})).send().await.expect(201);
     let authorize = async |header: String| {
-        let event = Event::token(header, "arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami");
+        let event = AuthorizerEvent::token(header, "arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami");
         authorizer.authorize(&event).await.unwrap();
         let mut written = std::mem::take(&mut *lines.0.lock().unwrap());
         assert_eq!(written.len(), 1, "one line per check: {written:?}");

@@ -309,7 +309,7 @@ async fn second_settlement_counts_nothing() {
     turns.settle(&turn, &events).await.unwrap();
     turns.assert_holds(&[], &[]).await;
     let again = turns.settle(&turn, &events).await.unwrap_err();
-    assert!(matches!(again, CommitError::Conflict(Conflict::Remembered)), "{again:?}");
+    assert!(matches!(again, CommitError::Conflict(Conflict::EventCounted)), "{again:?}");
     assert_eq!(turns.reported().await["totals"]["total_tokens"], 40);
     let late = turns.store.reserve(&mut turn, (Some(&caps), None), SLICE).await.unwrap_err();
     assert!(matches!(late, StoreError::Fault(_)), "a settled turn reserves nothing more: {late:?}");

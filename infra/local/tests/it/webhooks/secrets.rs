@@ -260,7 +260,7 @@ async fn secrets_survive_ring_rotation_and_are_resealed() {
     // A worker with the old ring sends nothing, stores nothing and reports the fault.
     let sent = receiver.received().len();
     let error = serve(&server.runner.app, id).await.unwrap_err();
-    let fault = "webhook secrets are sealed under k2, which the ring does not hold";
+    let fault = "webhook secrets are sealed under k2, which the ring sealing-webhooks does not hold: add that key again, not as current";
     assert_eq!(error, format!("organization {}: endpoint {id}: {fault}", server.organization_id));
     assert_eq!(receiver.received().len(), sent);
     let refused = rotated_by(&server.runner.app, server, id).await;
