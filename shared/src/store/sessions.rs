@@ -86,19 +86,19 @@ impl Store {
         let Page { items: listed, resume_below } = self.page(listing, below, limit, |_| true).await?;
         let keys: Vec<_> = listed.iter().map(|listed| Key::session(organization, &listed.session_id)).collect();
         let mut found = by_key(self.batch_get(Table::Sessions, &keys).await?);
-        let (mut items, mut bytes, mut last) = (Vec::new(), 0, None);
+        let (mut items, mut bytes, mut below_kept) = (Vec::new(), 0, None);
         for (listed, key) in listed.iter().zip(&keys) {
             if let Some(item) = found.remove(key) {
                 bytes += item_bytes(&item);
                 if bytes > MAX_PAGE_BYTES && !items.is_empty() {
-                    return Ok(Page { items, resume_below: last });
+                    return Ok(Page { items, resume_below: below_kept });
                 }
                 let session: Session = decode(item)?;
                 if session.exists(now) {
                     items.push(session);
                 }
             }
-            last = Some(listed.list_id);
+            below_kept = Some(listed.list_id);
         }
         Ok(Page { items, resume_below })
     }
