@@ -134,7 +134,8 @@ const fn own_base_url(provider: Provider) -> &'static str {
 
 impl ProviderClients {
     /// Sends a request and waits for the head of an event stream. Retries it once after a 5xx, and
-    /// after a 429 whose `Retry-After` is missing or at most 10 s. Nothing of the answer has reached the client by then.
+    /// after a 429 whose `Retry-After` is missing or at most 10 s. Nothing of the answer has reached the
+    /// client by then.
     ///
     /// `may_be_billed` is true while the provider may have accepted a request: it stays true if the call
     /// fails without an answer or is dropped.

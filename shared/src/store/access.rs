@@ -29,9 +29,8 @@ impl Store {
         self.key_access(organization, api_key, Some(Key::key_use(organization, api_key))).await
     }
 
-    /// Like [`access`](Self::access), for a key id that was not proven, such as the
-    /// `akid` of a session token. Returns `None` if the key or the
-    /// organization does not exist.
+    /// Like [`access`](Self::access), for a key id that was not proven, such as the `akid` of a
+    /// session token. Returns `None` if the key or the organization does not exist.
     pub async fn find_access(&self, organization: Id, api_key: Id) -> Result<Option<KeyState>, StoreError> {
         let keys = [Key::organization(organization), Key::api_key(organization, api_key)];
         find_key_state(&mut by_key(self.batch_get(Table::Main, &keys).await?), &keys)

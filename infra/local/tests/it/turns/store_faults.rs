@@ -193,7 +193,7 @@ async fn slow_reservation_leaves_time_for_the_renewal() {
     assert_eq!(session.last_turn().await.status, TurnStatus::Running);
 }
 
-/// The provider's stream waits meanwhile.
+/// The turn does not read the provider's stream until the store works again.
 #[tokio::test(flavor = "multi_thread")]
 async fn reservation_survives_faults_of_the_store() {
     let renewal = TurnLimits::DEFAULT.renewal;
