@@ -28,7 +28,10 @@ export interface Call {
    * never retried.
    */
   idempotencyKey?: string | undefined;
-  /** Called when the request is sent. */
+  /**
+   * Called with `true` before each attempt, and with `false` when the server rejected its token before
+   * anything ran and the token is replaced.
+   */
   onSend?: ((isSent: boolean) => void) | undefined;
 }
 

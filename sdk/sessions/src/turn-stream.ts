@@ -169,7 +169,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
       if (isSent && isUnknown && !endedTurn(error)) this.#mayRun = true;
       if (this.#cursor === undefined || !isNoTurn(error)) throw error;
       const { status, body, requestId } = error;
-      const message = `${status}: the server no longer has the events of turn ${this.#turnId}: read its answer with messages()`;
+      const message = `${status}: no events follow ${this.#cursor}: the turn ended or its events expired. Read its messages()`;
       throw new KartaConflictError(message, { status, body, requestId, cause: error });
     }
   }

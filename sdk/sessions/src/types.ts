@@ -22,7 +22,7 @@ export type TurnStatus = "running" | "completed" | "failed" | "cancelled" | "int
 /** Reason why the model ended its answer. */
 export type StopReason = "end_turn" | "max_tokens" | "stop_sequence" | "refusal" | "tool_use";
 
-/** Reason why a turn ended without an answer, or with a part of one. */
+/** Why a turn did not complete. */
 export type TurnErrorCode =
   | "provider_rejected"
   | "byok_key_rejected"

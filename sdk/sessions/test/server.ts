@@ -130,8 +130,10 @@ export class FakeServer {
       case "GET stream": {
         const after = url.searchParams.get("after");
         const turn = after === null ? latest : turns.find((each) => after.startsWith(`${each.id}.`));
-        if (turn === undefined || this.eventsAreGone) return send(409, { error: "no_turn_in_progress", message: "No turn is running" });
-        return this.#stream(turn, Number(after?.split(".")[1] ?? 0), response);
+        const seq = Number(after?.split(".")[1] ?? 0);
+        const hasEvents = turn !== undefined && !this.eventsAreGone && (!turn.isComplete || seq < turn.events.length);
+        if (!hasEvents) return send(409, { error: "no_turn_in_progress", message: "No turn is running" });
+        return this.#stream(turn, seq, response);
       }
       case "POST cancel":
         if (latest?.status !== "running" || ![undefined, latest.id].includes((body as { turn_id?: string }).turn_id)) return send(409, { error: "no_turn_in_progress", message: "No turn is running" });

@@ -377,7 +377,7 @@ test("undefined request fields are absent", async () => {
   await karta.apiKeys.create("a", ["read"], { name: undefined, scopes: undefined } as never);
   await karta.apiKeys.update(1, { name: undefined, metadata: { team: undefined } as never });
   await karta.projects.update("a", { name: undefined, model_id: undefined, endpoint_url: undefined });
-  await karta.deploys.create("a", { commit_sha: "abcdef0", artifact_url: undefined, activate: undefined });
+  await karta.deploys.create("a", { commit_sha: "abcdef0", artifact_url: undefined });
   await karta.modelKeys.create("openai", "sk", undefined);
   assert.deepEqual(sent.map(({ body }) => body), [
     { name: "a", scopes: ["read"] },
@@ -395,6 +395,21 @@ test("undefined request fields are absent", async () => {
   await karta.usage.keys({ period: undefined, ...unknown });
   await karta.usage.summary({ period: undefined, ...unknown });
   assert.deepEqual(sent.map(({ url }) => new URL(url).search), ["?limit=100", "?limit=100", "?limit=100", "?limit=100", ""]);
+});
+
+test("an undefined flag to activate a release is rejected", async () => {
+  const { karta, sent } = scripted([]);
+  const params = { commit_sha: "abcdef0", activate: undefined } as never;
+  await assert.rejects(karta.deploys.create("a", params), { field: "activate" });
+  assert.equal(sent.length, 0);
+});
+
+test("an actor's id is a positive integer", async () => {
+  const { karta, sent } = scripted([]);
+  for (const actor of [1.5, -1, 0, 2 ** 53, Infinity]) {
+    await assert.rejects(karta.auditEvents.list({ actor }).page(), { field: "actor" });
+  }
+  assert.equal(sent.length, 0);
 });
 
 test("an undefined cap is rejected", async () => {

@@ -130,7 +130,8 @@ export class ApiKeys extends Resource {
    * Creates a successor with the same settings. The old key stays valid for `grace_seconds`
    * (default: one day). Store `secret`: it is shown only once. Scope `admin`.
    *
-   * @throws {KartaConflictError} `api_key_not_active`, `last_admin_key`; {KartaNotFoundError};
+   * @throws {KartaConflictError} `api_key_not_active`; {KartaNotFoundError}; {KartaValidationError}
+   * for `grace_seconds`, also if the last admin key rotates itself with a short grace period;
    * {KartaArgumentError} for a `grace_seconds` that is `undefined`; {KartaForbiddenError} without
    * the scope.
    */

@@ -1,3 +1,4 @@
+import { id } from "../path.js";
 import type { List, ListParams } from "../shared/list.js";
 import type { RequestOptions } from "../shared/options.js";
 import { Resource } from "./resource.js";
@@ -64,6 +65,12 @@ export class AuditEvents extends Resource {
    * @throws {KartaForbiddenError} without the scope.
    */
   list(params: AuditEventListParams = {}, options?: RequestOptions): List<AuditEvent> {
-    return this.listOf("audit_events", () => "/v1/audit_events", params, ["actor", "action"], options);
+    const path = () => {
+      const { actor } = (params as AuditEventListParams | null) ?? {};
+      // The server would take another number for a name, which no actor has.
+      if (typeof actor === "number") id(actor, "actor");
+      return "/v1/audit_events";
+    };
+    return this.listOf("audit_events", path, params, ["actor", "action"], options);
   }
 }

@@ -1,5 +1,6 @@
-import type { CreateOptions } from "../shared/options.js";
+import { fieldsOf } from "../json.js";
 import { slug } from "../path.js";
+import type { CreateOptions } from "../shared/options.js";
 import type { Release } from "./releases.js";
 import { Resource } from "./resource.js";
 
@@ -9,8 +10,8 @@ export interface DeployParams {
   commit_sha: string;
   /** Public https URL without credentials, query or fragment. */
   artifact_url?: string | null | undefined;
-  /** Whether the release replaces the active one. Default: `true`. */
-  activate?: boolean | null | undefined;
+  /** Whether the release replaces the active one. Default: `true`. `undefined` is rejected. */
+  activate?: boolean | null;
 }
 
 /** Deploys of a project. */
@@ -22,6 +23,8 @@ export class Deploys extends Resource {
    * {KartaForbiddenError} without the scope.
    */
   async create(projectSlug: string, params: DeployParams, options?: CreateOptions): Promise<{ release: Release }> {
-    return this.transport.create(`/v1/agent_projects/${slug(projectSlug)}/deploys`, params, options);
+    // A misspelt flag must not activate the release.
+    const fields = fieldsOf(params, { kept: ["activate"] });
+    return this.transport.create(`/v1/agent_projects/${slug(projectSlug)}/deploys`, fields, options);
   }
 }
