@@ -23,6 +23,7 @@ const MODEL: &str = "openrouter/karta/demo";
 /// Pause between two words of an answer.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(40);
 const NAME: &str = "karta --demo";
+const KEY_NAME: &str = "Demo provider";
 
 /// Starts the scripted provider.
 pub async fn provider() -> Result<FakeProvider> {
@@ -35,17 +36,6 @@ pub async fn provider() -> Result<FakeProvider> {
 pub async fn set_up(app: &App, organization: Id) -> Result<()> {
     let slug = Slug::try_from(PROJECT.to_owned())?;
     let now = app.clock.now();
-    let audited = |action: Action, kind: &str, id: Id, changes: Changes| AuditEvent {
-        id: Id::draw(now, &*app.entropy),
-        at: now,
-        actor: Actor { kind: ActorKind::System, id: None, name: NAME.to_owned() },
-        action: action.as_str().to_owned(),
-        resource: ResourceRef { kind: kind.to_owned(), id: id.into() },
-        changes,
-        ip_address: None,
-        user_agent: None,
-        request_id: "demo".to_owned(),
-    };
     let project = if let Some(project) = app.store.project(organization, &slug).await? {
         project
     } else {
@@ -55,7 +45,7 @@ pub async fn set_up(app: &App, organization: Id) -> Result<()> {
         project.apply(ProjectPatch { model_id, ..ProjectPatch::default() }, now);
         let mut transaction = app.store.transaction();
         transaction.create_project(organization, &project)?;
-        let event = audited(Action::AgentProjectCreated, "agent_project", project.id, project.creation());
+        let event = audited(app, Action::AgentProjectCreated, "agent_project", project.id, project.creation());
         transaction.audit(organization, &event)?;
         transaction.commit().await?;
         project
@@ -67,7 +57,7 @@ pub async fn set_up(app: &App, organization: Id) -> Result<()> {
         let changes = after.apply(OrganizationPatch { model_id, ..OrganizationPatch::default() }, now);
         let mut transaction = app.store.transaction();
         transaction.update_organization(&before, &after)?;
-        let event = audited(Action::OrganizationUpdated, "organization", organization, changes);
+        let event = audited(app, Action::OrganizationUpdated, "organization", organization, changes);
         transaction.audit(organization, &event)?;
         transaction.invalidate(organization, CacheEffect::Stale, now)?;
         transaction.commit().await?;
@@ -78,7 +68,7 @@ pub async fn set_up(app: &App, organization: Id) -> Result<()> {
         let release = after.deploy(Id::draw(now, &*app.entropy), commit, None, true, now);
         let mut transaction = app.store.transaction();
         transaction.create_release(organization, &project, &after, &release)?;
-        let event = audited(Action::ReleaseCreated, "release", release.id, release.creation());
+        let event = audited(app, Action::ReleaseCreated, "release", release.id, release.creation());
         transaction.audit(organization, &event)?;
         transaction.commit().await?;
     }
@@ -86,15 +76,48 @@ pub async fn set_up(app: &App, organization: Id) -> Result<()> {
         let body = format!("{}{}", uuid(&*app.entropy), uuid(&*app.entropy)).replace('-', "");
         let text = format!("sk-or-v1-{body}");
         let key = ProviderKey::parse(PROVIDER, text.into(), None).context("the demo's provider key")?;
-        let name = Some(Name::try_from("Demo provider".to_owned())?);
+        let name = Some(Name::try_from(KEY_NAME.to_owned())?);
         let model_key = ModelKey::new(Id::draw(now, &*app.entropy), &key, name, now);
         let context = ModelKeyContext { organization, provider: PROVIDER, id: model_key.id };
         let sealed = context.seal(&*app.secrets.ring(Ring::SealingByok).await?, &*app.entropy, key.expose());
         let mut transaction = app.store.transaction();
         transaction.create_model_key(organization, &model_key, &sealed)?;
-        let event = audited(Action::ModelKeyCreated, "model_key", model_key.id, model_key.creation());
+        let event = audited(app, Action::ModelKeyCreated, "model_key", model_key.id, model_key.creation());
         transaction.audit(organization, &event)?;
         transaction.commit().await?;
     }
     Ok(())
+}
+
+/// Revokes the demo's provider key, in a run without the scripted provider: turns with the demo's
+/// model would send their messages to OpenRouter.
+pub async fn retire(app: &App, organization: Id) -> Result<()> {
+    let Some(active) = app.store.active_model_key(organization, PROVIDER).await? else { return Ok(()) };
+    let before = app.store.model_key(organization, active.model_key_id).await?;
+    let Some(before) = before.filter(|key| key.name.as_ref().is_some_and(|name| name.as_str() == KEY_NAME)) else {
+        return Ok(());
+    };
+    let (mut after, now) = (before.clone(), app.clock.now());
+    after.revoke(now);
+    let mut transaction = app.store.transaction();
+    transaction.revoke_model_key(organization, &before, &after)?;
+    let event = audited(app, Action::ModelKeyRevoked, "model_key", after.id, after.revocation(None));
+    transaction.audit(organization, &event)?;
+    transaction.invalidate(organization, CacheEffect::Stale, now)?;
+    Ok(transaction.commit().await?)
+}
+
+fn audited(app: &App, action: Action, kind: &str, id: Id, changes: Changes) -> AuditEvent {
+    let now = app.clock.now();
+    AuditEvent {
+        id: Id::draw(now, &*app.entropy),
+        at: now,
+        actor: Actor { kind: ActorKind::System, id: None, name: NAME.to_owned() },
+        action: action.as_str().to_owned(),
+        resource: ResourceRef { kind: kind.to_owned(), id: id.into() },
+        changes,
+        ip_address: None,
+        user_agent: None,
+        request_id: "demo".to_owned(),
+    }
 }

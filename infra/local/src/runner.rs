@@ -164,6 +164,8 @@ impl Runner {
         let bootstrap = Box::pin(bootstrap::organization(&app, &options.organization, "local runner")).await?;
         if demo.is_some() {
             Box::pin(demo::set_up(&app, bootstrap.organization.id)).await?;
+        } else {
+            Box::pin(demo::retire(&app, bootstrap.organization.id)).await?;
         }
 
         let base_url = format!("http://{}", listener.local_addr()?);

@@ -24,6 +24,7 @@ mod budget;
 mod cache_push;
 mod credentials;
 mod current_credential;
+mod demo;
 mod faults;
 mod forged_tokens;
 mod gateway;
