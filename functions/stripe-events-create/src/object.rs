@@ -111,13 +111,15 @@ pub(crate) struct SubscriptionObject {
 
 #[derive(Debug, Deserialize)]
 struct SubscriptionItems {
+    /// An item that cannot be read counts as missing.
     #[serde(default)]
-    data: Vec<SubscriptionItem>,
+    data: Vec<ItemResult<SubscriptionItem>>,
 }
 
 #[derive(Debug, Deserialize)]
 struct SubscriptionItem {
     deleted: Option<bool>,
+    quantity: Option<u64>,
     price: Option<ItemPrice>,
     current_period_start: Option<Seconds>,
     current_period_end: Option<Seconds>,
@@ -179,7 +181,9 @@ impl SubscriptionItems {
     /// Returns the main item and its plan: the first item that names a plan, or else the first item
     /// that is not deleted, without a plan.
     fn main(items: Option<&Self>) -> (Option<&SubscriptionItem>, Option<Plan>) {
-        let live = || items.into_iter().flat_map(|items| &items.data).filter(|item| item.deleted != Some(true));
+        let readable =
+            || items.into_iter().flat_map(|items| &items.data).filter_map(|ItemResult(item)| item.as_ref().ok());
+        let live = || readable().filter(|item| item.deleted != Some(true));
         match live().find_map(|item| item.plan().map(|plan| (item, plan))) {
             Some((item, plan)) => (Some(item), Some(plan)),
             None => (live().next(), None),
@@ -189,10 +193,10 @@ impl SubscriptionItems {
 
 impl SubscriptionItem {
     /// Returns the operator's name of the plan: the price's lookup key or, without one, its
-    /// nickname. Metered prices are extras and name no plan. A name that holds a credential is
-    /// skipped.
+    /// nickname. Metered prices are extras and name no plan, like an item of which the customer has
+    /// none. A name that holds a credential is skipped.
     fn plan(&self) -> Option<Plan> {
-        let price = self.price.as_ref().filter(|price| !price.is_metered())?;
+        let price = self.price.as_ref().filter(|price| !price.is_metered() && self.quantity != Some(0))?;
         let names = [&price.lookup_key, &price.nickname].into_iter().flatten();
         names.filter(|name| check_text(name).is_ok()).find_map(|name| name.clone().try_into().ok())
     }

@@ -67,7 +67,7 @@ impl StripeSecrets {
     }
 
     /// Verifies the header `Stripe-Signature` over the raw body: exactly one time, and at least one
-    /// `v1` signature that matches under one of the secrets. Other schemes are ignored.
+    /// `v1` signature that matches under one of the secrets. Other items are ignored.
     pub fn verify(&self, header: Option<&str>, body: &[u8], now: Timestamp) -> Result<(), SignatureError> {
         let (time, signatures) = parse(header.ok_or(SignatureError::Missing)?).ok_or(SignatureError::Malformed)?;
         let mut matches = false;
@@ -111,10 +111,10 @@ fn is_signing_secret(text: &str) -> bool {
 fn parse(header: &str) -> Option<(&str, Vec<&str>)> {
     let (mut time, mut signatures) = (None, Vec::new());
     for item in header.split(',') {
-        match item.trim().split_once('=')? {
-            ("t", _) if time.is_some() => return None,
-            ("t", text) => time = Some(text),
-            ("v1", signature) => signatures.push(signature),
+        match item.trim().split_once('=') {
+            Some(("t", _)) if time.is_some() => return None,
+            Some(("t", text)) => time = Some(text),
+            Some(("v1", signature)) => signatures.push(signature),
             _ => {}
         }
     }

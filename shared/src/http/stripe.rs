@@ -70,7 +70,8 @@ fn signature(headers: &HeaderMap) -> Result<Option<&str>, Error> {
         let message = "The request has more than one Stripe-Signature header. Send one.".to_owned();
         return Err(Error::BadRequest { code: "duplicate_header", message });
     }
-    Ok(header.and_then(|header| header.to_str().ok()))
+    // Other bytes than printable ASCII make it malformed, not missing.
+    Ok(header.map(|header| header.to_str().unwrap_or_default()))
 }
 
 fn invalid_signature(error: SignatureError) -> Error {
