@@ -20,7 +20,7 @@ use karta_shared::{
 use serde_json::{Value, json};
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::{TestServer, plain},
 };
 
@@ -227,11 +227,11 @@ async fn verification_during_chaining_finds_nothing() {
 async fn link_with_lost_response_is_written_once() {
     let (server, proxy) = FaultProxy::start().await;
     server.key(&["read"]).await;
-    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", 1, StoreFault::DropResponse);
     server.work(CHAIN).await;
     assert_eq!(links(&server).await.len(), 1);
     server.key(&["read"]).await;
-    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", ALWAYS, StoreFault::DropResponse);
     let tick = &registry::workers(&server.runner.app, &server.runner.gateway)[CHAIN];
     tick().await.unwrap_err();
     proxy.heal();
@@ -615,18 +615,18 @@ async fn single_stale_read_is_not_reported() {
     assert_eq!(states(&server).await, ["verified 1"; 2]);
     for reads in 0..2 {
         proxy.forget();
-        proxy.fail_after("BatchGetItem", reads, 1, Fault::FindNothing);
+        proxy.fail_after("BatchGetItem", reads, 1, StoreFault::FindNothing);
         assert_eq!(states(&server).await, ["verified 1"; 2]);
         assert!(proxy.seen_of("BatchGetItem").len() > 2, "the events are read twice");
         proxy.heal();
     }
     for reads in 0..4 {
-        proxy.fail_after("Query", reads, 1, Fault::FindNothing);
+        proxy.fail_after("Query", reads, 1, StoreFault::FindNothing);
         assert_eq!(findings(&server).await, [""; 0], "{reads}");
         proxy.heal();
     }
     proxy.forget();
-    proxy.fail("BatchGetItem", 2, Fault::FindNothing);
+    proxy.fail("BatchGetItem", 2, StoreFault::FindNothing);
     assert_eq!(states(&server).await, ["broken 1"; 2]);
     assert_eq!(proxy.seen_of("BatchGetItem").len(), 2);
 }

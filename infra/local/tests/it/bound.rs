@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    fault_proxy::{Fault, FaultProxy},
+    fault_proxy::{FaultProxy, StoreFault},
     harness::TestServer,
     process::Karta,
 };
@@ -152,7 +152,7 @@ async fn revoke(server: &TestServer, id: u64) {
 async fn late_validation_stays_within_the_bound() {
     for (delay, is_returned) in [(0, true), (499, true), (500, true), (501, false), (2_000, false)] {
         let (server, proxy, clock, id, token) = proven_key().await;
-        proxy.fail("BatchGetItem", 1, Fault::HoldResponse);
+        proxy.fail("BatchGetItem", 1, StoreFault::HoldResponse);
         let (verdict, ()) = tokio::join!(validate(&server, &token), async {
             proxy.held().await;
             revoke(&server, id).await;
@@ -189,7 +189,7 @@ async fn late_authorizer_verdict_stays_within_the_bound() {
     for flushed_between in [false, true] {
         for (delay, is_returned) in [(0, true), (1_000, true), (1_500, true), (1_501, false), (4_000, false)] {
             let (server, proxy, clock, id, token) = proven_key().await;
-            proxy.fail("BatchGetItem", 1, Fault::HoldResponse);
+            proxy.fail("BatchGetItem", 1, StoreFault::HoldResponse);
             let (reply, ()) = tokio::join!(server.get("/v1/whoami").bearer(&token).send(), async {
                 proxy.held().await;
                 revoke(&server, id).await;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use worker_budget_checks::BudgetChecks;
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::TestServer,
 };
 
@@ -269,7 +269,7 @@ async fn interrupted_check_is_repeated() {
     spend(&server, key, 100).await;
     let tick = karta_local::registry::workers(&server.runner.app, &server.runner.gateway)[CHECKS].clone();
     // The first transaction postpones the check. Every later one fails.
-    proxy.fail_after("TransactWriteItems", 1, ALWAYS, Fault::Close);
+    proxy.fail_after("TransactWriteItems", 1, ALWAYS, StoreFault::Close);
     tick().await.unwrap_err();
     proxy.heal();
     let postponed = server.outbox("BDG").await;

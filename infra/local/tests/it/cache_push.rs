@@ -24,7 +24,7 @@ use worker_cache_push::{AuthorizerCache, CachePush};
 use crate::{
     calls::record_sent_requests,
     data_plane::{DataPlane, Reaction, configured, token},
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::{TestServer, WAIT_TIMEOUT, options, plain, until},
 };
 
@@ -252,12 +252,12 @@ async fn redirect_is_a_failure_and_not_followed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn store_faults_never_lose_a_push() {
-    for fault in [Fault::Close, Fault::DropResponse, Fault::ServerError] {
+    for fault in [StoreFault::Close, StoreFault::DropResponse, StoreFault::ServerError] {
         for operation in ["UpdateItem", "DeleteItem", "Query"] {
             let (plane, clock) = (DataPlane::start("a").await, noon());
             let options = options_for(&[("eu", &plane)], Arc::clone(&clock) as Arc<dyn Clock>);
             let (server, proxy) = FaultProxy::start_as(options).await;
-            proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
+            proxy.fail("TransactWriteItems", 1, StoreFault::DropResponse);
             revoke(&server).await;
             proxy.fail(operation, ALWAYS, fault);
             let before = plane.received().len();
@@ -278,7 +278,7 @@ async fn undeleted_push_is_repeated_after_its_lease() {
     let (server, proxy) =
         FaultProxy::start_as(options_for(&[("eu", &plane)], Arc::clone(&clock) as Arc<dyn Clock>)).await;
     revoke(&server).await;
-    proxy.fail("DeleteItem", ALWAYS, Fault::Close);
+    proxy.fail("DeleteItem", ALWAYS, StoreFault::Close);
     server.try_work(CACHE_PUSH).await.unwrap_err();
     proxy.heal();
     assert_eq!(plane.take_organizations().len(), 1);

@@ -2,10 +2,10 @@
 //!
 //! ```ignore
 //! let (server, proxy) = FaultProxy::start().await;
-//! proxy.fail("Query", 2, Fault::Throttle); // the next two
-//! proxy.fail("TransactWriteItems", ALWAYS, Fault::DropResponse); // all of them, until
+//! proxy.fail("Query", 2, StoreFault::Throttle); // the next two
+//! proxy.fail("TransactWriteItems", ALWAYS, StoreFault::DropResponse); // all of them, until
 //! proxy.heal();
-//! proxy.fail("BatchGetItem", 1, Fault::HoldResponse); // the response waits until
+//! proxy.fail("BatchGetItem", 1, StoreFault::HoldResponse); // the response waits until
 //! proxy.held().await;
 //! proxy.release();
 //! assert!(proxy.seen().iter().all(|request| request.is_consistent()));
@@ -33,7 +33,7 @@ pub(crate) const ALWAYS: usize = usize::MAX;
 pub(crate) const ANY: &str = "*";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub(crate) enum StoreFault {
     /// Returns `ProvisionedThroughputExceededException`. The request does not reach the store.
     Throttle,
     /// Returns the exception of this name. The request does not reach the store.
@@ -60,11 +60,11 @@ pub(crate) enum Fault {
 }
 
 /// Permanent failures: missing permission, missing table, invalid credentials or invalid request.
-pub(crate) const REFUSALS: [Fault; 4] = [
-    Fault::Exception("AccessDeniedException"),
-    Fault::Exception("ResourceNotFoundException"),
-    Fault::Exception("UnrecognizedClientException"),
-    Fault::Exception("ValidationException"),
+pub(crate) const REFUSALS: [StoreFault; 4] = [
+    StoreFault::Exception("AccessDeniedException"),
+    StoreFault::Exception("ResourceNotFoundException"),
+    StoreFault::Exception("UnrecognizedClientException"),
+    StoreFault::Exception("ValidationException"),
 ];
 
 pub(crate) struct FaultProxy {
@@ -89,7 +89,7 @@ struct Rule {
     /// Requests to forward before the first fault.
     through: usize,
     left: usize,
-    fault: Fault,
+    fault: StoreFault,
 }
 
 /// A request to the store, faulted or not.
@@ -209,12 +209,12 @@ impl FaultProxy {
 
     /// Injects `fault` into the next `count` requests of `operation`, after the faults of earlier
     /// calls.
-    pub(crate) fn fail(&self, operation: &'static str, count: usize, fault: Fault) {
+    pub(crate) fn fail(&self, operation: &'static str, count: usize, fault: StoreFault) {
         self.fail_after(operation, 0, count, fault);
     }
 
     /// Like [`fail`](Self::fail), after `through` forwarded requests.
-    pub(crate) fn fail_after(&self, operation: &'static str, through: usize, count: usize, fault: Fault) {
+    pub(crate) fn fail_after(&self, operation: &'static str, through: usize, count: usize, fault: StoreFault) {
         self.rules.lock().unwrap().push(Rule { operation, through, left: count, fault });
     }
 
@@ -286,14 +286,14 @@ impl FaultProxy {
         self.seen.lock().unwrap().push(Seen { operation: operation.clone(), body: body.clone() });
         match self.fault_for(&operation) {
             None => self.forward(&request, request.body.clone(), store).await,
-            Some(Fault::Throttle) => Some(exception("ProvisionedThroughputExceededException", &json!({}))),
-            Some(Fault::Exception(name)) => Some(exception(name, &json!({}))),
-            Some(Fault::ServerError) => Some((500, b"{}".to_vec())),
-            Some(Fault::Hang) => {
+            Some(StoreFault::Throttle) => Some(exception("ProvisionedThroughputExceededException", &json!({}))),
+            Some(StoreFault::Exception(name)) => Some(exception(name, &json!({}))),
+            Some(StoreFault::ServerError) => Some((500, b"{}".to_vec())),
+            Some(StoreFault::Hang) => {
                 self.held.send_modify(|held| *held += 1);
                 std::future::pending().await
             }
-            Some(Fault::HoldRequest) => {
+            Some(StoreFault::HoldRequest) => {
                 let released = self.wait_for_release();
                 self.held.send_modify(|held| *held += 1);
                 released.await;
@@ -301,12 +301,12 @@ impl FaultProxy {
                 self.waiting.send_modify(|waiting| *waiting -= 1);
                 answer
             }
-            Some(Fault::Close) => None,
-            Some(Fault::DropResponse) => {
+            Some(StoreFault::Close) => None,
+            Some(StoreFault::DropResponse) => {
                 self.forward(&request, request.body.clone(), store).await;
                 None
             }
-            Some(Fault::HoldResponse) => {
+            Some(StoreFault::HoldResponse) => {
                 let released = self.wait_for_release();
                 let answer = self.forward(&request, request.body.clone(), store).await;
                 self.held.send_modify(|held| *held += 1);
@@ -314,16 +314,16 @@ impl FaultProxy {
                 self.waiting.send_modify(|waiting| *waiting -= 1);
                 answer
             }
-            Some(Fault::Cancel { code, at }) => {
+            Some(StoreFault::Cancel { code, at }) => {
                 let members = body["TransactItems"].as_array().unwrap().len();
                 let reasons = (0..members).map(|member| json!({ "Code": if member == at { code } else { "None" } }));
                 let reasons: Vec<_> = reasons.collect();
                 Some(exception("TransactionCanceledException", &json!({ "CancellationReasons": reasons })))
             }
-            Some(Fault::FindNothing) => {
+            Some(StoreFault::FindNothing) => {
                 Some((200, json!({ "Items": [], "Responses": {}, "Count": 0 }).to_string().into_bytes()))
             }
-            Some(Fault::LeaveUnread) => self.leave_unread(&request, body, store).await,
+            Some(StoreFault::LeaveUnread) => self.leave_unread(&request, body, store).await,
         }
     }
 
@@ -336,7 +336,7 @@ impl FaultProxy {
         }
     }
 
-    fn fault_for(&self, operation: &str) -> Option<Fault> {
+    fn fault_for(&self, operation: &str) -> Option<StoreFault> {
         let mut rules = self.rules.lock().unwrap();
         let matches = |rule: &&mut Rule| [operation, ANY].contains(&rule.operation) && rule.left > 0;
         let rule = rules.iter_mut().find(matches)?;

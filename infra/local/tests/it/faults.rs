@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy, REFUSALS, Seen},
+    fault_proxy::{ALWAYS, FaultProxy, REFUSALS, Seen, StoreFault},
     harness::{Reply, Request, TestServer, WAIT_TIMEOUT, options},
     invariants::Tables,
     model_keys::{active, provider_key},
 };
 
-const CONFLICT: Fault = Fault::Cancel { code: "TransactionConflict", at: 0 };
+const CONFLICT: StoreFault = StoreFault::Cancel { code: "TransactionConflict", at: 0 };
 
 fn new_key(server: &TestServer) -> Request {
     server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] }))
@@ -42,7 +42,7 @@ fn id(created: &Value) -> u64 {
 async fn create_is_retried_under_its_request_token() {
     let (server, proxy) = FaultProxy::start().await;
     proxy.forget();
-    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", 1, StoreFault::DropResponse);
     let created = new_key(&server).send().await.expect(201);
     let tokens: Vec<_> =
         proxy.seen_of("TransactWriteItems").iter().map(|sent| sent.body["ClientRequestToken"].clone()).collect();
@@ -59,7 +59,7 @@ async fn create_is_retried_under_its_request_token() {
 async fn idempotency_key_recovers_a_lost_create() {
     let (server, proxy) = FaultProxy::start().await;
     server.get("/v1/whoami").send().await.expect(200);
-    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", ALWAYS, StoreFault::DropResponse);
     unavailable(in_time(new_key(&server).idempotency_key("once")).await);
     proxy.heal();
     let first = new_key(&server).idempotency_key("once").send().await.expect(201);
@@ -77,7 +77,7 @@ async fn revocation_with_lost_response_is_audited_once() {
     for drops in [1, ALWAYS] {
         let (key, _) = server.key(&["admin"]).await;
         let path = format!("/v1/api_keys/{key}");
-        proxy.fail("TransactWriteItems", drops, Fault::DropResponse);
+        proxy.fail("TransactWriteItems", drops, StoreFault::DropResponse);
         let reply = in_time(server.delete(&path)).await;
         proxy.heal();
         if drops == ALWAYS {
@@ -93,7 +93,7 @@ async fn revocation_with_lost_response_is_audited_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn store_fault_during_authentication_returns_503() {
-    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close].into_iter().chain(REFUSALS) {
+    for fault in [StoreFault::Throttle, StoreFault::ServerError, StoreFault::Close].into_iter().chain(REFUSALS) {
         for operation in ["Query", "BatchGetItem"] {
             let (server, proxy) = FaultProxy::start().await;
             proxy.fail(operation, ALWAYS, fault);
@@ -113,7 +113,7 @@ async fn hanging_store_returns_503_within_the_deadline() {
     let project = server.project("app").await;
     assert!(project > 0);
     for operation in ["GetItem", "TransactWriteItems", "Query", "BatchGetItem"] {
-        proxy.fail(operation, ALWAYS, Fault::Hang);
+        proxy.fail(operation, ALWAYS, StoreFault::Hang);
     }
     let (unproven, read, listed, written) = tokio::join!(
         in_time(server.get("/v1/whoami").authorization(format!("bearer {}", server.admin))),
@@ -148,7 +148,7 @@ async fn taken_random_id_is_replaced() {
     let (server, proxy) = FaultProxy::start().await;
     server.get("/v1/whoami").send().await.expect(200);
     proxy.forget();
-    let taken = Fault::Cancel { code: "ConditionalCheckFailed", at: 0 };
+    let taken = StoreFault::Cancel { code: "ConditionalCheckFailed", at: 0 };
     proxy.fail("TransactWriteItems", 3, taken);
     let created = new_key(&server).send().await.expect(201);
     let sent = proxy.seen_of("TransactWriteItems");
@@ -169,13 +169,13 @@ async fn taken_random_id_is_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unprocessed_keys_of_a_batch_are_retried() {
     let (server, proxy) = FaultProxy::start().await;
-    proxy.fail("BatchGetItem", 2, Fault::LeaveUnread);
+    proxy.fail("BatchGetItem", 2, StoreFault::LeaveUnread);
     let principal = server.get("/v1/whoami").send().await.expect(200);
     assert_eq!(principal["organization_id"], server.organization_id);
     assert_eq!(proxy.seen_of("BatchGetItem").len(), 3);
 
     let (_, token) = server.key(&["read"]).await;
-    proxy.fail("BatchGetItem", ALWAYS, Fault::LeaveUnread);
+    proxy.fail("BatchGetItem", ALWAYS, StoreFault::LeaveUnread);
     unavailable(in_time(server.get("/v1/whoami").bearer(&token)).await);
     proxy.heal();
     server.get("/v1/whoami").bearer(&token).send().await.expect(200);
@@ -183,7 +183,7 @@ async fn unprocessed_keys_of_a_batch_are_retried() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_transient_faults_are_invisible() {
-    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close] {
+    for fault in [StoreFault::Throttle, StoreFault::ServerError, StoreFault::Close] {
         let (server, proxy) = FaultProxy::start().await;
         for operation in ["Query", "BatchGetItem", "TransactWriteItems", "GetItem"] {
             proxy.fail(operation, 2, fault);
@@ -198,8 +198,10 @@ async fn two_transient_faults_are_invisible() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_writes_survive_faults_and_are_complete() {
-    let taken = Fault::Cancel { code: "ConditionalCheckFailed", at: 1 };
-    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropResponse, CONFLICT, taken] {
+    let taken = StoreFault::Cancel { code: "ConditionalCheckFailed", at: 1 };
+    for fault in
+        [StoreFault::Throttle, StoreFault::ServerError, StoreFault::Close, StoreFault::DropResponse, CONFLICT, taken]
+    {
         let (server, proxy) = FaultProxy::start().await;
         let mut acknowledged = Vec::new();
         for count in [1, 2, 3, 5, 7] {

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::{Reply, TestServer, note_secret, unauthorized, unknown_route},
 };
 
@@ -28,7 +28,7 @@ async fn behind_a_proxy_at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClo
 /// Closes every connection to the store until the proxy is healed.
 fn disconnect_store(proxy: &FaultProxy) {
     for operation in ["Query", "GetItem", "BatchGetItem", "TransactWriteItems"] {
-        proxy.fail(operation, ALWAYS, Fault::Close);
+        proxy.fail(operation, ALWAYS, StoreFault::Close);
     }
 }
 

@@ -7,7 +7,7 @@ use karta_local::registry;
 use serde_json::{Value, json};
 
 use crate::{
-    fault_proxy::{Fault, FaultProxy},
+    fault_proxy::{FaultProxy, StoreFault},
     harness::TestServer,
 };
 
@@ -138,7 +138,7 @@ async fn organization_change_invalidates_caches() {
 async fn change_with_lost_response_is_published_once() {
     let (server, proxy) = FaultProxy::start().await;
     let (id, _) = server.key(&["read"]).await;
-    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", 1, StoreFault::DropResponse);
     server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
     let types: Vec<_> = events(&server).await.into_iter().map(|(event_type, _)| event_type).collect();
     assert_eq!(types, ["api_key.created", "api_key.revoked"]);

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     budget::{put, spend, verdict},
-    fault_proxy::{Fault, FaultProxy},
+    fault_proxy::{FaultProxy, StoreFault},
     harness::{TestServer, plain},
 };
 
@@ -281,18 +281,18 @@ async fn lost_responses_reserve_once() {
     let caps = budget(&json!({ "total_tokens": 1_000_000 }));
     let mut turn = turns.turn(1);
     for _ in 0..3 {
-        proxy.fail("UpdateItem", 1, Fault::DropResponse);
+        proxy.fail("UpdateItem", 1, StoreFault::DropResponse);
         turns.store.reserve(&mut turn, (Some(&caps), None), SLICE).await.unwrap().unwrap();
     }
     turns.assert_holds(&[SLICE.plus(SLICE).plus(SLICE)], &[]).await;
     // More faults than the SDK retries.
-    proxy.fail("UpdateItem", 16, Fault::DropResponse);
+    proxy.fail("UpdateItem", 16, StoreFault::DropResponse);
     turns.store.reserve(&mut turn, (Some(&caps), None), SLICE).await.unwrap_err();
     proxy.heal();
     turns.assert_holds(&[SLICE.plus(SLICE).plus(SLICE).plus(SLICE)], &[]).await;
     turns.store.reserve(&mut turn, (Some(&caps), None), SLICE).await.unwrap().unwrap();
     assert_eq!(turn.held_by_organization, SLICE.plus(SLICE).plus(SLICE).plus(SLICE), "the repeated call counts once");
-    proxy.fail("UpdateItem", 1, Fault::DropResponse);
+    proxy.fail("UpdateItem", 1, StoreFault::DropResponse);
     turns.store.release_reservation(&turn).await.unwrap();
     turns.assert_holds(&[], &[]).await;
 }

@@ -5,15 +5,19 @@ use std::{fmt::Write, sync::Arc, time::Duration};
 use aws_lc_rs::hmac;
 use http::Method;
 use karta_local::Options;
-use karta_shared::clock::{Clock, ManualClock};
+use karta_shared::{
+    clock::{Clock, ManualClock},
+    domain::SignatureError,
+};
 use serde_json::{Value, json};
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::{Reply, Request, TestServer, note_secret, options, plain},
 };
 
 const PATH: &str = "/v1/stripe/events";
+const HEADER: &str = "stripe-signature";
 pub(crate) const SECRET: &str = "whsec_nV3rT0beUsedInAnyStack0";
 const NEXT_SECRET: &str = "whsec_theOneThatComesAfterIt";
 /// 2026-11-21T12:00:00Z
@@ -62,7 +66,7 @@ pub(crate) fn signature(secret: &str, time: i64, body: &str) -> String {
 }
 
 fn with_header(server: &TestServer, header: &str, body: &str) -> Request {
-    server.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).header("stripe-signature", header)
+    server.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).header(HEADER, header)
 }
 
 /// Returns a request with a valid signature that was made at noon.
@@ -469,6 +473,8 @@ async fn invalid_signatures_are_refused() {
         let reply = with_header(&server, &header, &body).send().await;
         assert_eq!(error_code(reply), "invalid_signature", "{header}");
     }
+    let unreadable = server.post(PATH, json!({})).anonymous().raw_body(body.clone()).header(HEADER, "t=1,v1=é");
+    assert_eq!(unreadable.send().await.refused(400)["message"], SignatureError::Malformed.to_string());
     // This route does not accept an API key.
     let reply = server.post(PATH, json!({})).raw_body(body.clone()).send().await;
     assert_eq!(error_code(reply), "invalid_signature");
@@ -479,6 +485,7 @@ async fn invalid_signatures_are_refused() {
         signature(NEXT_SECRET, NOON, &body),
         format!("t={NOON},v1={},v0=x,v1={right},v2=", "0".repeat(64)),
         format!("v1={right}, t={NOON}"),
+        format!("t={NOON},junk,,v1={right}"),
     ] {
         with_header(&server, &header, &body).send().await.expect(200);
     }
@@ -713,6 +720,7 @@ async fn plan_comes_from_first_named_item() {
     };
     let deleted = |name: &str| json!({ "deleted": true, "price": { "lookup_key": name } });
     let unnamed = || json!({ "price": { "lookup_key": null, "nickname": null } });
+    let none_of = |name: &str| json!({ "quantity": 0, "price": { "lookup_key": name } });
     for (second, (items, plan)) in (1..).zip([
         (vec![licensed("team")], "team"),
         (vec![metered(None), licensed("pro")], "pro"),
@@ -724,6 +732,8 @@ async fn plan_comes_from_first_named_item() {
         (vec![unnamed()], "pro"),
         (vec![], "pro"),
         (vec![licensed("team"), licensed("seats")], "team"),
+        (vec![none_of("pro"), licensed("basic")], "basic"),
+        (vec![json!(5), json!({ "price": 5 }), json!({ "price": { "lookup_key": 5 } }), licensed("team")], "team"),
     ]) {
         let mut object = subscription("active");
         object["items"]["data"] = json!(items);
@@ -759,15 +769,15 @@ async fn event_changes_only_its_own_organization() {
 async fn event_with_lost_response_applies_once() {
     let (server, proxy) = FaultProxy::start_as(configured(noon())).await;
     set_customer(&server, server.organization_id, "cus_1").await;
-    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", 1, StoreFault::DropResponse);
     deliver(&server, &updated("evt_1", 1, "past_due")).await;
-    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", ALWAYS, StoreFault::DropResponse);
     send(&server, &updated("evt_2", 2, "active")).await.refused(503);
     proxy.heal();
     deliver(&server, &updated("evt_2", 2, "active")).await;
     assert_eq!((published(&server).await.len(), status(&server).await), (2, json!("active")));
     for operation in ["GetItem", "TransactWriteItems"] {
-        proxy.fail(operation, ALWAYS, Fault::Close);
+        proxy.fail(operation, ALWAYS, StoreFault::Close);
         let refused = send(&server, &updated("evt_3", 3, "unpaid")).await;
         assert_eq!(refused.headers["retry-after"], "1");
         refused.refused(503);

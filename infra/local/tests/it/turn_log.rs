@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::{TestServer, options, until},
     model_keys::provider_key,
 };
@@ -93,7 +93,7 @@ async fn large_increment_becomes_several_events() {
 async fn queued_events_share_a_batch() {
     let turns = LoggedTurns::start().await;
     turns.provider.push(long());
-    turns.proxy.fail("PutItem", 1, Fault::HoldResponse);
+    turns.proxy.fail("PutItem", 1, StoreFault::HoldResponse);
     turns.proxy.forget();
     let release = async {
         turns.proxy.held().await;
@@ -125,7 +125,7 @@ async fn long_stream_is_written_in_few_batches() {
 async fn turn_survives_unwritable_log() {
     let turns = LoggedTurns::start().await;
     turns.provider.push(long());
-    turns.proxy.fail("PutItem", ALWAYS, Fault::Exception("AccessDeniedException"));
+    turns.proxy.fail("PutItem", ALWAYS, StoreFault::Exception("AccessDeniedException"));
     let answer = turns.answer("Hello").await;
     assert_eq!(answer["usage"]["output_tokens"], TOKENS);
     assert_eq!(text_of(&turns.replayed().await).len(), TOKENS * 4);

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy, Seen},
+    fault_proxy::{ALWAYS, FaultProxy, Seen, StoreFault},
     harness::{Reply, TestServer},
     process::Karta,
 };
@@ -454,10 +454,10 @@ async fn eight_writers_with_faults_sum_exactly() {
     }
     let Generated { events, sums } = generate(&keys, 4_000, 2, server.runner.app.clock.now());
     for turn in 0..20 {
-        proxy.fail_after("TransactWriteItems", 2, 1, Fault::Cancel { code: "TransactionConflict", at: turn });
-        proxy.fail_after("TransactWriteItems", 2, 1, Fault::DropResponse);
+        proxy.fail_after("TransactWriteItems", 2, 1, StoreFault::Cancel { code: "TransactionConflict", at: turn });
+        proxy.fail_after("TransactWriteItems", 2, 1, StoreFault::DropResponse);
         // More faults than the SDK retries.
-        proxy.fail_after("TransactWriteItems", 2, if turn % 5 == 0 { 16 } else { 0 }, Fault::DropResponse);
+        proxy.fail_after("TransactWriteItems", 2, if turn % 5 == 0 { 16 } else { 0 }, StoreFault::DropResponse);
     }
     let (server, mut writers) = (Arc::new(server), JoinSet::new());
     for events in events.chunks(events.len().div_ceil(8)) {
@@ -475,7 +475,7 @@ async fn eight_writers_with_faults_sum_exactly() {
 
 /// Sends one batch repeatedly and interrupts it one write later each time, until it completes. Then
 /// compares the reported sums with the batch.
-async fn interrupt_at_every_write(fault: Fault) {
+async fn interrupt_at_every_write(fault: StoreFault) {
     let (server, proxy) = FaultProxy::start().await;
     let now = server.runner.app.clock.now();
     let keys = [key_of(&server).await, server.key(&["read"]).await.0, server.key(&["read"]).await.0];
@@ -514,18 +514,18 @@ async fn interrupt_at_every_write(fault: Fault) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batch_interrupted_before_any_write_counts_once() {
-    interrupt_at_every_write(Fault::Close).await;
+    interrupt_at_every_write(StoreFault::Close).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batch_interrupted_after_any_write_counts_once() {
-    interrupt_at_every_write(Fault::DropResponse).await;
+    interrupt_at_every_write(StoreFault::DropResponse).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn throttled_or_conflicting_batch_counts_once() {
-    interrupt_at_every_write(Fault::Throttle).await;
-    interrupt_at_every_write(Fault::Cancel { code: "TransactionConflict", at: 3 }).await;
+    interrupt_at_every_write(StoreFault::Throttle).await;
+    interrupt_at_every_write(StoreFault::Cancel { code: "TransactionConflict", at: 3 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -576,7 +576,7 @@ async fn organizations_fault_does_not_affect_others() {
     let whoami = server.get("/v1/whoami").bearer(&other).send().await.expect(200);
     let keys = [key_of(&server).await, whoami["api_key_id"].as_u64().unwrap()];
     let events = keys.map(|key| with(event(key, "1"), json!({ "occurred_at": now })));
-    proxy.fail("TransactWriteItems", 1, Fault::Cancel { code: "ValidationError", at: 0 });
+    proxy.fail("TransactWriteItems", 1, StoreFault::Cancel { code: "ValidationError", at: 0 });
     report(&server, &events).await.refused(500);
     let mut counted = 0;
     for token in [&server.admin, &other] {
@@ -619,7 +619,7 @@ async fn transient_conflicts_and_lost_responses_are_retried() {
     let now = server.runner.app.clock.now().to_string();
     let key = key_of(&server).await;
     let events: Vec<_> = (0..300).map(|id| with(event(key, &id.to_string()), json!({ "occurred_at": now }))).collect();
-    for fault in [Fault::Cancel { code: "TransactionConflict", at: 0 }, Fault::DropResponse] {
+    for fault in [StoreFault::Cancel { code: "TransactionConflict", at: 0 }, StoreFault::DropResponse] {
         proxy.fail("TransactWriteItems", 1, fault);
         report(&server, &events).await.expect(202);
     }

@@ -13,7 +13,7 @@ use karta_shared::{
 };
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy, Seen},
+    fault_proxy::{ALWAYS, FaultProxy, Seen, StoreFault},
     harness::{TestServer, note_secret},
 };
 
@@ -170,7 +170,7 @@ async fn foreign_token_never_reaches_the_store() {
 async fn failed_check_is_not_cached_as_refusal() {
     let (server, proxy, _clock) = at_noon().await;
     let validator = Validator::new(server.runner.app.clone());
-    proxy.fail("Query", ALWAYS, Fault::Close);
+    proxy.fail("Query", ALWAYS, StoreFault::Close);
     assert!(validator.validate(&server.admin).await.is_err());
     proxy.heal();
     assert!(is_valid(&validator, &server.admin).await);

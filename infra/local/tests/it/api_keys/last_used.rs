@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{path, read};
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::TestServer,
 };
 
@@ -105,7 +105,7 @@ async fn failed_write_is_retried_after_five_seconds() {
     let (id, token) = server.key(&["read"]).await;
     let validator = Validator::new(server.runner.app.clone());
     proxy.forget();
-    proxy.fail("UpdateItem", 1, Fault::Hang);
+    proxy.fail("UpdateItem", 1, StoreFault::Hang);
     for _ in 0..6 {
         assert_eq!(last_used(&server, id).await, Value::Null);
         assert!(is_valid(&validator, &token).await);
@@ -133,12 +133,12 @@ async fn revoked_or_expired_key_records_no_use() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_write_does_not_fail_the_validation() {
     let (server, proxy, _clock) = at_noon().await;
-    for fault in [Fault::Throttle, Fault::ServerError, Fault::Hang] {
+    for fault in [StoreFault::Throttle, StoreFault::ServerError, StoreFault::Hang] {
         let (id, token) = server.key(&["read"]).await;
         proxy.fail("UpdateItem", ALWAYS, fault);
         proxy.forget();
         assert!(is_valid(&Validator::new(server.runner.app.clone()), &token).await, "{fault:?}");
-        if fault == Fault::Hang {
+        if fault == StoreFault::Hang {
             assert_eq!(writes(&proxy, id), 1, "the write is abandoned before the store client retries it");
         }
         proxy.heal();

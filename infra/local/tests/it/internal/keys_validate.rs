@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy, REFUSALS},
+    fault_proxy::{ALWAYS, FaultProxy, REFUSALS, StoreFault},
     harness::{Reply, Request, TestServer, WAIT_TIMEOUT, note_secret, options},
 };
 
@@ -282,9 +282,11 @@ async fn no_verdict(request: Request, status: u16, detail: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn store_fault_returns_503_instead_of_verdict() {
     let (server, proxy, _clock) = at_noon().await;
-    let faults = [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropResponse].into_iter().chain(REFUSALS);
+    let faults = [StoreFault::Throttle, StoreFault::ServerError, StoreFault::Close, StoreFault::DropResponse]
+        .into_iter()
+        .chain(REFUSALS);
     let faults = faults.flat_map(|fault| ["Query", "BatchGetItem"].map(|operation| (operation, fault)));
-    for (operation, fault) in faults.chain([("BatchGetItem", Fault::LeaveUnread)]) {
+    for (operation, fault) in faults.chain([("BatchGetItem", StoreFault::LeaveUnread)]) {
         let (_, token) = server.key(&["read"]).await;
         proxy.fail(operation, ALWAYS, fault);
         unavailable(validation(&server, json!({ "key": token }))).await;
@@ -352,7 +354,7 @@ async fn hanging_store_returns_504_before_client_timeout() {
     validated(&server, json!({ "key": known })).await;
     let (_, unknown) = server.key(&["read"]).await;
     for operation in ["Query", "BatchGetItem"] {
-        proxy.fail(operation, ALWAYS, Fault::Hang);
+        proxy.fail(operation, ALWAYS, StoreFault::Hang);
     }
     tokio::join!(
         no_verdict(validation(&server, json!({ "key": known })), 504, "Timed out"),
@@ -374,7 +376,7 @@ async fn stale_verdict_is_not_returned() {
         (&[501, 501][..], 2, 503),
     ] {
         proxy.forget();
-        proxy.fail("BatchGetItem", slow_reads.len(), Fault::HoldResponse);
+        proxy.fail("BatchGetItem", slow_reads.len(), StoreFault::HoldResponse);
         let response = tokio::spawn(validation(&server, json!({ "key": server.admin })).send());
         for read in slow_reads {
             proxy.held().await;

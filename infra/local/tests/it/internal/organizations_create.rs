@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Plane, guard, request, token};
 use crate::{
-    fault_proxy::{Fault, FaultProxy},
+    fault_proxy::{FaultProxy, StoreFault},
     harness::{Request, TestServer, plain},
     invariants::Tables,
 };
@@ -144,10 +144,10 @@ async fn idempotency_keys_are_per_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn creation_with_lost_response_happens_once() {
     let (server, proxy) = FaultProxy::start().await;
-    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", 1, StoreFault::DropResponse);
     let created = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
     server.get("/v1/whoami").bearer(created["secret"].as_str().unwrap()).send().await.expect(200);
-    proxy.fail("TransactWriteItems", crate::fault_proxy::ALWAYS, Fault::Close);
+    proxy.fail("TransactWriteItems", crate::fault_proxy::ALWAYS, StoreFault::Close);
     let refused = create(&server, json!({ "slug": "initech", "name": "Initech" })).send().await;
     assert_eq!(refused.headers["retry-after"], "1");
     refused.refused(503);

@@ -4,7 +4,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::{Request, TestServer},
     invariants::Tables,
 };
@@ -161,7 +161,7 @@ async fn concurrent_changes_apply_and_customer_has_one_winner() {
 async fn store_outage_returns_503_and_changes_nothing() {
     let (server, proxy) = FaultProxy::start().await;
     for operation in ["GetItem", "TransactWriteItems"] {
-        proxy.fail(operation, ALWAYS, Fault::Close);
+        proxy.fail(operation, ALWAYS, StoreFault::Close);
         let refused = patch(&server, server.organization_id, json!({ "stripe_customer_id": "cus_1" })).send().await;
         assert_eq!(refused.headers["retry-after"], "1");
         refused.refused(503);

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use super::{active, create, list, path, post, provider_key, sealed};
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::TestServer,
     invariants::Tables,
 };
@@ -91,23 +91,23 @@ async fn change_with_lost_response_happens_once() {
     let (server, proxy) = FaultProxy::start().await;
     let key = provider_key("sk-");
     create(&server, "openai", &provider_key("sk-")).await;
-    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", 1, StoreFault::DropResponse);
     let made = create(&server, "openai", &key).await;
     assert_eq!(active(&server, "openai").send().await.expect(200)["key_id"], made["id"]);
-    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
+    proxy.fail("TransactWriteItems", 1, StoreFault::DropResponse);
     server.delete(&path(&made)).send().await.expect(200);
     assert_eq!(list(&server).await.len(), 2);
     Tables::new(&server).await.assert_consistent();
 
     for drops in [3, ALWAYS] {
         let send = || post(&server, "openai", &key).idempotency_key(format!("{drops}")).send();
-        proxy.fail("TransactWriteItems", drops, Fault::DropResponse);
+        proxy.fail("TransactWriteItems", drops, StoreFault::DropResponse);
         send().await;
         proxy.heal();
         let (first, second) = (send().await.expect(201), send().await.expect(201));
         assert_eq!(first, second);
         let revoke = || server.delete(&path(&first["model_key"])).send();
-        proxy.fail("TransactWriteItems", drops, Fault::DropResponse);
+        proxy.fail("TransactWriteItems", drops, StoreFault::DropResponse);
         revoke().await;
         proxy.heal();
         assert_eq!(revoke().await.expect(200), revoke().await.expect(200));

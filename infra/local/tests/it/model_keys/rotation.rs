@@ -21,7 +21,7 @@ use worker_model_keys_reseal::ModelKeysReseal;
 
 use super::{active, active_of, create, one_of_each, path, post, provider_key, rotated, sealed};
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::TestServer,
     invariants::Tables,
 };
@@ -155,13 +155,13 @@ async fn response_does_not_wait_for_resealing() {
     let key = provider_key("sk-");
     create(&server, "openai", &key).await;
     let rotated = rotated(&server);
-    for fault in [Fault::ServerError, Fault::Close, Fault::Hang] {
+    for fault in [StoreFault::ServerError, StoreFault::Close, StoreFault::Hang] {
         proxy.fail("UpdateItem", ALWAYS, fault);
         assert_eq!(active_of(&rotated, &server, "openai").await.expect(200)["plaintext"], key, "{fault:?}");
         proxy.heal();
     }
     assert_eq!(kids(&server, server.organization_id).await, ["k1"]);
-    proxy.fail("UpdateItem", 1, Fault::DropResponse);
+    proxy.fail("UpdateItem", 1, StoreFault::DropResponse);
     sweep(&rotated).await.unwrap();
     assert_eq!(kids(&server, server.organization_id).await, ["k2"]);
     assert_eq!(active_of(&rotated, &server, "openai").await.expect(200)["plaintext"], key);

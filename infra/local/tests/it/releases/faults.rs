@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{assert_consistent, deploy, releases, report, rollback, statuses};
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::TestServer,
 };
 
@@ -21,14 +21,14 @@ async fn start() -> (TestServer, std::sync::Arc<FaultProxy>) {
 async fn request_with_lost_response_happens_once() {
     let (server, proxy) = start().await;
     let first = releases(&server).await.remove(0);
-    proxy.fail(WRITE, 1, Fault::DropResponse);
+    proxy.fail(WRITE, 1, StoreFault::DropResponse);
     assert_eq!(deploy(&server, "abcdef1").send().await.expect(201)["release"]["version"], 2);
-    proxy.fail(WRITE, 1, Fault::DropResponse);
+    proxy.fail(WRITE, 1, StoreFault::DropResponse);
     rollback(&server, 1).send().await.expect(200);
-    proxy.fail(WRITE, 1, Fault::DropResponse);
+    proxy.fail(WRITE, 1, StoreFault::DropResponse);
     let body = json!({ "status": "active", "image_ref": "app:1", "build_log": "one" });
     assert_eq!(report(&server, &first, body).send().await.expect(200)["release"]["build_kind"], "image");
-    proxy.fail(WRITE, 1, Fault::DropResponse);
+    proxy.fail(WRITE, 1, StoreFault::DropResponse);
     server.patch("/v1/agent_projects/site", json!({ "name": "Shop" })).send().await.expect(200);
     assert_eq!(statuses(&server).await, ["active", "superseded"]);
     assert_consistent(&server).await;
@@ -37,7 +37,7 @@ async fn request_with_lost_response_happens_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn idempotency_key_finds_deploy_with_lost_response() {
     let (server, proxy) = start().await;
-    proxy.fail(WRITE, ALWAYS, Fault::DropResponse);
+    proxy.fail(WRITE, ALWAYS, StoreFault::DropResponse);
     deploy(&server, "abcdef1").idempotency_key("once").send().await.refused(503);
     proxy.heal();
     let first = deploy(&server, "abcdef1").idempotency_key("once").send().await.expect(201);
@@ -52,8 +52,10 @@ async fn cancelled_transaction_is_retried_and_applies_once() {
     let first: Value = releases(&server).await.remove(0);
     // Cancel at each member (the project, the claim of the id, the release), then with a
     // transaction conflict.
-    let faults = [0, 1, 2].map(|at| Fault::Cancel { code: "ConditionalCheckFailed", at });
-    for (round, fault) in faults.into_iter().chain([Fault::Cancel { code: "TransactionConflict", at: 0 }]).enumerate() {
+    let faults = [0, 1, 2].map(|at| StoreFault::Cancel { code: "ConditionalCheckFailed", at });
+    for (round, fault) in
+        faults.into_iter().chain([StoreFault::Cancel { code: "TransactionConflict", at: 0 }]).enumerate()
+    {
         proxy.fail(WRITE, 3, fault);
         let version = round + 2;
         assert_eq!(deploy(&server, "abcdef1").send().await.expect(201)["release"]["version"], version);
@@ -72,7 +74,7 @@ async fn store_outage_changes_nothing() {
     deploy(&server, "abcdef1").send().await.expect(201);
     let before = releases(&server).await;
     for operation in ["GetItem", WRITE] {
-        proxy.fail(operation, ALWAYS, Fault::Close);
+        proxy.fail(operation, ALWAYS, StoreFault::Close);
         for request in [
             deploy(&server, "abcdef2"),
             rollback(&server, 1),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{assert_consistent, deploy, report};
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::{Reply, TestServer},
     invariants::{Tables, named_chunks},
 };
@@ -202,13 +202,13 @@ async fn chunks_are_written_outside_the_releases_transaction() {
 async fn failed_report_leaves_a_complete_log() {
     let (server, proxy, clock, release) = server_with_old_log().await;
     for (operation, through) in [("PutItem", 0), ("PutItem", 2), ("TransactWriteItems", 0)] {
-        proxy.fail_after(operation, through, ALWAYS, Fault::ServerError);
+        proxy.fail_after(operation, through, ALWAYS, StoreFault::ServerError);
         report_log(&server, &release, &new()).await.refused(503);
         proxy.heal();
         assert_eq!(seen(&server).await, old(), "{operation} after {through}");
     }
     assert_eq!(leftover(&server).await, 4);
-    proxy.fail_after("DeleteItem", 1, ALWAYS, Fault::ServerError);
+    proxy.fail_after("DeleteItem", 1, ALWAYS, StoreFault::ServerError);
     report_log(&server, &release, &new()).await.expect(200);
     proxy.heal();
     assert_eq!(seen(&server).await, new());
@@ -228,7 +228,7 @@ async fn log_with_lost_response_is_stored_once() {
     let (server, proxy, _, release) = server_with_old_log().await;
     for operation in ["PutItem", "TransactWriteItems", "DeleteItem"] {
         let text = format!("{operation}\n");
-        proxy.fail(operation, 1, Fault::DropResponse);
+        proxy.fail(operation, 1, StoreFault::DropResponse);
         report_log(&server, &release, &text).await.expect(200);
         assert_eq!(seen(&server).await, text);
     }
@@ -238,7 +238,7 @@ async fn log_with_lost_response_is_stored_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn report_that_lost_a_race_leaves_nothing() {
     let (server, proxy, _, release) = server_with_old_log().await;
-    proxy.fail("TransactWriteItems", 1, Fault::Cancel { code: "ConditionalCheckFailed", at: 0 });
+    proxy.fail("TransactWriteItems", 1, StoreFault::Cancel { code: "ConditionalCheckFailed", at: 0 });
     report_log(&server, &release, &new()).await.expect(200);
     assert_eq!(seen(&server).await, new());
     let (a, b) = ("a\n".repeat(9), "b\n".repeat(9));
@@ -253,7 +253,7 @@ async fn report_that_lost_a_race_leaves_nothing() {
 async fn reader_during_replacement_sees_the_new_log() {
     let (server, proxy, _, release) = server_with_old_log().await;
     // The reads are: the claim of the slug, the project, the release. Hold the last one.
-    proxy.fail_after("GetItem", 2, 1, Fault::HoldResponse);
+    proxy.fail_after("GetItem", 2, 1, StoreFault::HoldResponse);
     let replace = async {
         proxy.held().await;
         report_log(&server, &release, &new()).await.expect(200);

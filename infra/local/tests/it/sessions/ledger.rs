@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{Chat, FLAT, IN_APP, TURN_LIMITS};
-use crate::{budget::put, fault_proxy::Fault, harness::until, reservations::assert_all_released, turns::Process};
+use crate::{budget::put, fault_proxy::StoreFault, harness::until, reservations::assert_all_released, turns::Process};
 
 /// Turns of the normal run, because [`MANY_TURNS`] take minutes in a debug build.
 const TURNS: usize = 200;
@@ -143,10 +143,15 @@ async fn balance(turns: usize) -> Balance {
     }
     // The scheduled faults last for the whole run: some are left over.
     for _ in 0..turns {
-        proxy.fail_after("TransactWriteItems", dice.roll(12), 1, Fault::Cancel { code: "TransactionConflict", at: 0 });
-        proxy.fail_after("TransactWriteItems", 6 + dice.roll(12), 1, Fault::DropResponse);
-        proxy.fail_after("UpdateItem", dice.roll(12), 1, Fault::DropResponse);
-        proxy.fail_after("PutItem", dice.roll(4), 1, Fault::Throttle);
+        proxy.fail_after(
+            "TransactWriteItems",
+            dice.roll(12),
+            1,
+            StoreFault::Cancel { code: "TransactionConflict", at: 0 },
+        );
+        proxy.fail_after("TransactWriteItems", 6 + dice.roll(12), 1, StoreFault::DropResponse);
+        proxy.fail_after("UpdateItem", dice.roll(12), 1, StoreFault::DropResponse);
+        proxy.fail_after("PutItem", dice.roll(4), 1, StoreFault::Throttle);
     }
     let (chat, mut workers, mut sweeps) = (Arc::new(chat), JoinSet::new(), JoinSet::new());
     sweeps.spawn(sweep(Arc::clone(&chat)));

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::{Chat, FLAT};
 use crate::{
     budget::put,
-    fault_proxy::{Fault, FaultProxy},
+    fault_proxy::{FaultProxy, StoreFault},
     reservations::assert_all_released,
 };
 
@@ -29,9 +29,9 @@ async fn race(chat: &Chat, proxy: &Arc<FaultProxy>) -> (u64, u64) {
         sessions.push(chat.session(FLAT).await);
     }
     for _ in 0..24 {
-        proxy.fail_after("TransactWriteItems", 3, 2, Fault::Cancel { code: "TransactionConflict", at: 0 });
-        proxy.fail_after("UpdateItem", 4, 1, Fault::Exception("TransactionConflictException"));
-        proxy.fail_after("UpdateItem", 7, 1, Fault::DropResponse);
+        proxy.fail_after("TransactWriteItems", 3, 2, StoreFault::Cancel { code: "TransactionConflict", at: 0 });
+        proxy.fail_after("UpdateItem", 4, 1, StoreFault::Exception("TransactionConflictException"));
+        proxy.fail_after("UpdateItem", 7, 1, StoreFault::DropResponse);
     }
     let (client, mut turns) = (reqwest::Client::new(), JoinSet::new());
     for session in &sessions {

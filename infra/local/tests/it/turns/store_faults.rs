@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{ANTHROPIC, DIALECTS, EventReader, LIMITS, TurnServer, assert_whole, killed::SWEEP, until};
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::options,
     reservations::assert_all_released,
 };
@@ -39,13 +39,13 @@ async fn output_of_month(turns: &TurnServer) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn settlement_survives_faults_of_the_store() {
     let (turns, proxy, _clock) = start(LIMITS).await;
-    let conflict = Fault::Cancel { code: "TransactionConflict", at: 0 };
+    let conflict = StoreFault::Cancel { code: "TransactionConflict", at: 0 };
     let faults = [
-        (Fault::DropResponse, 1),
-        (Fault::DropResponse, 4),
-        (Fault::Throttle, 4),
+        (StoreFault::DropResponse, 1),
+        (StoreFault::DropResponse, 4),
+        (StoreFault::Throttle, 4),
         (conflict, 12),
-        (Fault::ServerError, 4),
+        (StoreFault::ServerError, 4),
     ];
     for (round, (fault, count)) in (1..).zip(faults) {
         let session = turns.session(ANTHROPIC).await;
@@ -72,7 +72,7 @@ async fn unsettled_turn_is_left_to_the_sweep() {
         turns.provider.push(paced());
         let mut reader = session.stream().await;
         let mut events = reader.take(2).await;
-        proxy.fail("TransactWriteItems", ALWAYS, Fault::Throttle);
+        proxy.fail("TransactWriteItems", ALWAYS, StoreFault::Throttle);
         events.extend(reader.rest().await);
         proxy.heal();
         assert_eq!(events.pop().unwrap().code(), Some("interrupted"));
@@ -92,7 +92,7 @@ async fn unsettled_turn_is_left_to_the_sweep() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_writes_of_the_log_lose_no_event() {
     let (turns, proxy, _clock) = start(LIMITS).await;
-    for fault in [Fault::DropResponse, Fault::Throttle, Fault::ServerError] {
+    for fault in [StoreFault::DropResponse, StoreFault::Throttle, StoreFault::ServerError] {
         let session = turns.session(ANTHROPIC).await;
         turns.provider.push(Script { tokens: 60, pause: Duration::from_millis(60), ..Script::default() });
         let mut reader = session.stream().await;
@@ -111,15 +111,16 @@ async fn uncertain_write_of_the_log_loses_no_turn() {
     let (turns, proxy, _clock) = start(LIMITS).await;
     let session = turns.session(ANTHROPIC).await;
     turns.provider.push(Script { tokens: 80, pause: Duration::from_millis(20), ..Script::default() });
-    proxy.fail("PutItem", 1, Fault::DropResponse);
-    proxy.fail("PutItem", ALWAYS, Fault::ServerError);
+    proxy.fail("PutItem", 1, StoreFault::DropResponse);
+    proxy.fail("PutItem", ALWAYS, StoreFault::ServerError);
     let events = session.stream().await.rest().await;
     assert_eq!((assert_whole(&events, 0).kind.as_str(), events.len()), ("done", 81));
     assert_eq!(session.follow(None).await.rest().await, events);
     assert!(proxy.seen_of("PutItem").len() > 1);
 }
 
-/// The sweep must not take the turn for one that had reserved nothing, and so had not called its provider.
+/// Under a cap, the sweep counts nothing for a turn without a reservation. This turn has called its
+/// provider, so it must keep its reservation until it is settled.
 #[tokio::test(flavor = "multi_thread")]
 async fn capped_turn_with_an_expired_lease_counts() {
     let (turns, proxy, clock) = start(LIMITS).await;
@@ -130,7 +131,7 @@ async fn capped_turn_with_an_expired_lease_counts() {
     let mut reader = session.stream().await;
     let mut events = reader.take(2).await;
     // The renewal fails with all its retries.
-    proxy.fail("UpdateItem", 5, Fault::ServerError);
+    proxy.fail("UpdateItem", 5, StoreFault::ServerError);
     clock.advance(LIMITS.lease);
     events.extend(reader.rest().await);
     assert_eq!(events.last().unwrap().code(), Some("interrupted"));
@@ -155,7 +156,7 @@ async fn unreadable_access_ends_turn_and_reader() {
     let mut events = reader.take(2).await;
     let mut follower = session.follow(None).await;
     let mut replayed = follower.take(2).await;
-    proxy.fail("BatchGetItem", ALWAYS, Fault::ServerError);
+    proxy.fail("BatchGetItem", ALWAYS, StoreFault::ServerError);
     let (rest, replayed_rest) = tokio::join!(reader.rest(), follower.rest());
     proxy.heal();
     events.extend(rest);
@@ -178,7 +179,7 @@ async fn slow_reservation_leaves_time_for_the_renewal() {
     // The key's time of last use is an update too.
     session.get().await;
     proxy.quiet().await;
-    proxy.fail("UpdateItem", 1, Fault::HoldRequest);
+    proxy.fail("UpdateItem", 1, StoreFault::HoldRequest);
     let hold_reservation = async {
         proxy.held().await;
         clock.advance(Duration::from_mins(9));
@@ -191,6 +192,26 @@ async fn slow_reservation_leaves_time_for_the_renewal() {
     clock.advance(lease.checked_sub(Duration::from_secs(1)).unwrap());
     turns.server.work(SWEEP).await;
     assert_eq!(session.last_turn().await.status, TurnStatus::Running);
+}
+
+/// A key is replaced between the read of its pointer and the read of the key.
+#[tokio::test(flavor = "multi_thread")]
+async fn replaced_model_key_fails_no_turn() {
+    let (turns, proxy, _clock) = start(LIMITS).await;
+    let session = turns.session(ANTHROPIC).await;
+    proxy.quiet().await;
+    let before = proxy.seen_of("BatchGetItem").len();
+    // After the authorizer and the state of the turn.
+    proxy.fail_after("BatchGetItem", 2, 1, StoreFault::HoldRequest);
+    let (answer, key) = tokio::join!(session.ask().send(), async {
+        proxy.held().await;
+        assert_eq!(proxy.seen_of("BatchGetItem").len() - before, 3);
+        let key = turns.store_key("anthropic", "sk-ant-api03-").await;
+        proxy.release();
+        key
+    });
+    answer.expect(200);
+    assert_eq!(turns.provider.ledger().last().unwrap().headers["x-api-key"], key);
 }
 
 /// The turn does not read the provider's stream until the store works again.
@@ -206,7 +227,7 @@ async fn reservation_survives_faults_of_the_store() {
     let mut reader = session.stream().await;
     let mut events = reader.take(2).await;
     // The organization's part of a slice is reserved. The key's part fails, with all attempts, twice.
-    proxy.fail_after("UpdateItem", 1, 10, Fault::ServerError);
+    proxy.fail_after("UpdateItem", 1, 10, StoreFault::ServerError);
     events.extend(reader.rest().await);
     assert!(proxy.seen_of("UpdateItem").len() > 11);
     proxy.heal();
@@ -214,7 +235,8 @@ async fn reservation_survives_faults_of_the_store() {
     assert_all_released(&turns.server).await;
 }
 
-/// A partition takes at most so much at once: the sweep ends the turn without its answer then.
+/// The writes of a partition are limited. If a large answer cannot be stored for five minutes, the sweep
+/// ends the turn without it.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_answer_that_cannot_be_stored_is_dropped() {
     let (turns, proxy, clock) = start(TurnLimits { settle: Duration::from_millis(1), ..LIMITS }).await;
@@ -225,7 +247,7 @@ async fn large_answer_that_cannot_be_stored_is_dropped() {
         let body = json!({ "text": text, "stream": true, "model": ANTHROPIC });
         let mut reader = EventReader::new(session.post(body).open().await);
         reader.take(2).await;
-        proxy.fail("TransactWriteItems", ALWAYS, Fault::Throttle);
+        proxy.fail("TransactWriteItems", ALWAYS, StoreFault::Throttle);
         reader.rest().await;
         clock.advance(LIMITS.lease);
         let before = proxy.seen_of("TransactWriteItems").len();
@@ -234,7 +256,7 @@ async fn large_answer_that_cannot_be_stored_is_dropped() {
         assert_eq!(session.last_turn().await.status, TurnStatus::Running);
         proxy.heal();
         clock.advance(Duration::from_mins(5));
-        proxy.fail("TransactWriteItems", in_one_settlement, Fault::Throttle);
+        proxy.fail("TransactWriteItems", in_one_settlement, StoreFault::Throttle);
         let swept = turns.server.try_work(SWEEP).await;
         proxy.heal();
         assert_eq!(swept.is_ok(), messages == 1);

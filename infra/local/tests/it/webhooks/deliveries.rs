@@ -15,7 +15,7 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use super::{Reaction, Receiver, WebhookServer, deliveries, endpoint, on_loopback, publish_events};
 use crate::{
-    fault_proxy::{Fault, FaultProxy},
+    fault_proxy::{FaultProxy, StoreFault},
     harness::{TestServer, until},
 };
 
@@ -328,7 +328,7 @@ async fn delivery_without_stored_result_is_repeated() {
     // The fan-out succeeds, but every attempt to store the result fails.
     publish_events(server, 1).await;
     proxy.forget();
-    proxy.fail_after("TransactWriteItems", 1, SDK_ATTEMPTS, Fault::Throttle);
+    proxy.fail_after("TransactWriteItems", 1, SDK_ATTEMPTS, StoreFault::Throttle);
     webhooks.work().await;
     receiver.wait_for(2).await;
     until("the last attempt", async || proxy.seen_of("TransactWriteItems").len() == 1 + SDK_ATTEMPTS).await;
@@ -348,7 +348,7 @@ async fn lease_conflict_is_retried() {
     let receiver = Receiver::start().await;
     endpoint(&webhooks.server, &receiver.url, &["*"]).await;
     publish_events(&webhooks.server, 1).await;
-    proxy.fail("UpdateItem", 2, Fault::Exception("TransactionConflictException"));
+    proxy.fail("UpdateItem", 2, StoreFault::Exception("TransactionConflictException"));
     webhooks.deliver().await;
     assert_eq!(receiver.received().len(), 1);
 }

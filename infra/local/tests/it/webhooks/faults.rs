@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use super::{ROUTE, Receiver, URL, WebhookServer, counted, deliveries, endpoint, on_loopback};
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, FaultProxy, StoreFault},
     harness::{Reply, Request, TestServer},
     invariants::Tables,
 };
 
-const CONFLICT: Fault = Fault::Cancel { code: "TransactionConflict", at: 0 };
+const CONFLICT: StoreFault = StoreFault::Cancel { code: "TransactionConflict", at: 0 };
 
 fn create(server: &TestServer) -> Request {
     server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] }))
@@ -27,7 +27,7 @@ fn unavailable(reply: Reply) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn creation_with_a_fault_happens_once() {
-    for fault in [Fault::Throttle, Fault::DropResponse, CONFLICT] {
+    for fault in [StoreFault::Throttle, StoreFault::DropResponse, CONFLICT] {
         let (server, proxy) = FaultProxy::start().await;
         proxy.fail("TransactWriteItems", 1, fault);
         create(&server).send().await.expect(201);
@@ -52,7 +52,7 @@ async fn taken_id_is_replaced_by_a_new_one() {
     server.get("/v1/whoami").send().await.expect(200);
     proxy.forget();
     // Member 0 is the check of the caller. Member 1 claims the id.
-    proxy.fail("TransactWriteItems", 2, Fault::Cancel { code: "ConditionalCheckFailed", at: 1 });
+    proxy.fail("TransactWriteItems", 2, StoreFault::Cancel { code: "ConditionalCheckFailed", at: 1 });
     let made = create(&server).send().await.expect(201);
     let sent = proxy.seen_of("TransactWriteItems");
     let claims: Vec<_> = sent.iter().map(|sent| sent.partitions()[1].clone()).collect();
@@ -65,9 +65,12 @@ async fn taken_id_is_replaced_by_a_new_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_with_a_fault_happens_once() {
-    for fault in
-        [Fault::Throttle, Fault::DropResponse, CONFLICT, Fault::Cancel { code: "ConditionalCheckFailed", at: 1 }]
-    {
+    for fault in [
+        StoreFault::Throttle,
+        StoreFault::DropResponse,
+        CONFLICT,
+        StoreFault::Cancel { code: "ConditionalCheckFailed", at: 1 },
+    ] {
         let (server, proxy) = FaultProxy::start().await;
         let (id, _) = endpoint(&server, URL, &["*"]).await;
         let rotate = || server.request(Method::POST, &format!("{ROUTE}/{id}/rotate_secret"));
@@ -87,7 +90,7 @@ async fn rotation_with_a_fault_happens_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deletion_with_a_fault_happens_once() {
-    for fault in [Fault::Throttle, CONFLICT] {
+    for fault in [StoreFault::Throttle, CONFLICT] {
         let (server, proxy) = FaultProxy::start().await;
         let (id, _) = endpoint(&server, URL, &["*"]).await;
         let delete = || server.delete(&format!("{ROUTE}/{id}")).send();
@@ -103,7 +106,7 @@ async fn deletion_with_a_fault_happens_once() {
     let (server, proxy) = FaultProxy::start().await;
     for (drops, first, repeat) in [(1, 204, 404), (ALWAYS, 503, 404)] {
         let (id, _) = endpoint(&server, URL, &["*"]).await;
-        proxy.fail("TransactWriteItems", drops, Fault::DropResponse);
+        proxy.fail("TransactWriteItems", drops, StoreFault::DropResponse);
         let reply = server.delete(&format!("{ROUTE}/{id}")).send().await;
         proxy.heal();
         assert_eq!(reply.status.as_u16(), first, "{}", reply.text);
@@ -125,9 +128,9 @@ async fn replay_with_a_fault_is_never_partial() {
     let delivery = deliveries(server, id).await.remove(0);
     let send_again =
         || server.request(Method::POST, &format!("{ROUTE}/{id}/deliveries/{}/replay", delivery["id"])).send();
-    let changed = Fault::Cancel { code: "ConditionalCheckFailed", at: 1 };
+    let changed = StoreFault::Cancel { code: "ConditionalCheckFailed", at: 1 };
     let mut sent = 1;
-    for fault in [Fault::Throttle, CONFLICT, changed, Fault::DropResponse] {
+    for fault in [StoreFault::Throttle, CONFLICT, changed, StoreFault::DropResponse] {
         for (count, answered) in [(1, 202), (ALWAYS, 503)] {
             proxy.fail("TransactWriteItems", count, fault);
             let reply = send_again().await;
@@ -135,7 +138,7 @@ async fn replay_with_a_fault_is_never_partial() {
             assert_eq!(reply.status.as_u16(), answered, "{fault:?}: {}", reply.text);
             webhooks.deliver().await;
             // A replay that was stored but not acknowledged is sent too.
-            sent += usize::from(answered == 202 || matches!(fault, Fault::DropResponse));
+            sent += usize::from(answered == 202 || matches!(fault, StoreFault::DropResponse));
             assert_eq!(receiver.received().len(), sent, "{fault:?}, {count} times");
             let kept = deliveries(server, id).await.remove(0);
             assert_eq!((&kept["status"], &kept["next_attempt_at"]), (&json!("succeeded"), &Value::Null), "{fault:?}");

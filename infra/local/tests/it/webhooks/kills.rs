@@ -17,7 +17,7 @@ use worker_webhook_deliveries::WebhookDeliveries;
 use worker_webhook_events::{Waker, WebhookEvents};
 
 use super::{Reaction, Receiver, WebhookServer, deliveries, endpoint, events_worker, on_loopback, publish_events};
-use crate::fault_proxy::{ALWAYS, ANY, Fault, FaultProxy};
+use crate::fault_proxy::{ALWAYS, ANY, FaultProxy, StoreFault};
 
 /// A time longer than any lease.
 const LATER: Duration = Duration::from_mins(2);
@@ -58,7 +58,7 @@ async fn worker_killed_after_any_call_loses_nothing() {
                 let pending =
                     pending.map(|event| OutboxKey { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
                 let written = Wake::Written(pending.collect());
-                proxy.fail_after(ANY, calls, ALWAYS, Fault::HoldResponse);
+                proxy.fail_after(ANY, calls, ALWAYS, StoreFault::HoldResponse);
                 let deliveries_worker = WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new())
                     .with_max_wait(Duration::ZERO);
                 let work = async {
