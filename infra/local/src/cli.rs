@@ -160,8 +160,11 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn print_document() -> Result<()> {
-    write!(io::stdout(), "{}", openapi::print(&openapi::document()?)?)?;
-    Ok(())
+    match write!(io::stdout(), "{}", openapi::print(&openapi::document()?)?) {
+        // The reader has enough, as with `karta openapi | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }
 
 /// Creates the organization in a deployed stack and prints its first key.

@@ -181,7 +181,7 @@ impl<'a> Outline<'a> {
         check_path(self.path())
     }
 
-    pub(super) fn path(&self) -> &'a str {
+    fn path(&self) -> &'a str {
         self.path_and_query.split('?').next().unwrap_or_default()
     }
 

@@ -183,7 +183,9 @@ impl FromStr for Retention {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let days = text.parse().ok().filter(|days| (1..=Self::MAX_DAYS).contains(days));
+        // `parse` also accepts a sign.
+        let digits = Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let days = digits.and_then(|text| text.parse().ok()).filter(|days| (1..=Self::MAX_DAYS).contains(days));
         days.map(|days| Self { days }).ok_or(Invalid::new("must be a number of days from 1 to 3650"))
     }
 }
@@ -264,7 +266,7 @@ mod tests {
 
     #[test]
     fn retention_has_bounds() {
-        for text in ["", "0", "3651", "-1", "1.5", "30d"] {
+        for text in ["", "0", "3651", "-1", "+30", "1.5", "30d"] {
             assert!(text.parse::<Retention>().is_err(), "{text}");
         }
         let end = "3650".parse::<Retention>().unwrap().expires_at(now());

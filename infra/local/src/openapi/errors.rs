@@ -15,7 +15,12 @@ fn errors() -> [(&'static str, u16, &'static str, Value); 13] {
     invalid["field"] =
         json!({ "type": "string", "description": "The name of the body's field, the query parameter or the header." });
     [
-        ("MalformedJson", 400, "The body is not JSON.", body(word("malformed_json"))),
+        (
+            "BadRequest",
+            400,
+            "The body is not JSON, or a header that is read once was sent twice.",
+            body(json!({ "type": "string", "enum": ["malformed_json", "duplicate_header"] })),
+        ),
         (
             "Unauthorized",
             401,
@@ -62,7 +67,12 @@ fn errors() -> [(&'static str, u16, &'static str, Value); 13] {
                 json!({ "type": "string", "examples": ["slug_taken", "last_admin_key", "secret_already_revealed", "turn_in_progress"] }),
             ),
         ),
-        ("BodyTooLarge", 413, "The body is larger than 64 KiB.", body(word("body_too_large"))),
+        (
+            "BodyTooLarge",
+            413,
+            "The body is larger than the route's limit, which `message` names.",
+            body(word("body_too_large")),
+        ),
         (
             "UnsupportedEncoding",
             415,
@@ -134,7 +144,8 @@ fn response(status: u16, when: &str, schema: &Value, retry_after: &str) -> Value
     if status == 401 {
         headers["WWW-Authenticate"] = json!({ "$ref": "#/components/headers/Challenge" });
     }
-    if [429, 503, 504].contains(&status) {
+    // The 402 of a turn has it while running turns hold the rest of a cap.
+    if [429, 503, 504].contains(&status) || (status == 402 && retry_after == "TurnRetryAfter") {
         headers["Retry-After"] = json!({ "$ref": format!("#/components/headers/{retry_after}") });
     }
     json!({ "description": when, "headers": headers, "content": { "application/json": { "schema": schema } } })
