@@ -125,7 +125,7 @@ fn index(event: &Object<'_>) -> u32 {
 }
 
 /// Returns the counts that an event carries. They are cumulative.
-fn read_usage(usage: &Object<'_>) -> Option<ReportedUsage> {
+pub(crate) fn read_usage(usage: &Object<'_>) -> Option<ReportedUsage> {
     ReportedUsage {
         input_tokens: usage.count("input_tokens"),
         output_tokens: usage.count("output_tokens"),

@@ -1,8 +1,9 @@
 use std::ops::ControlFlow;
 
 use crate::{
-    Decoder, Prompt, anthropic,
+    Decoder, Prompt, ReportedUsage, anthropic,
     decoder::Answer,
+    json::Json,
     openai::{self, Flavor},
 };
 
@@ -35,6 +36,16 @@ impl Dialect {
             Self::AnthropicMessages => anthropic::request(prompt),
             Self::OpenAiChat => openai::request(prompt, Flavor::OpenAi),
             Self::OpenRouterChat => openai::request(prompt, Flavor::OpenRouter),
+        }
+    }
+
+    /// Returns the usage that a whole answer reports. Some proxies send one although a stream was
+    /// requested.
+    pub fn usage_of_answer(self, body: &[u8]) -> Option<ReportedUsage> {
+        let usage = Json::parse(body).ok()?.object()?.object("usage")?;
+        match self {
+            Self::AnthropicMessages => anthropic::read_usage(&usage),
+            Self::OpenAiChat | Self::OpenRouterChat => openai::read_usage(&usage),
         }
     }
 

@@ -101,7 +101,7 @@ fn read_delta(delta: &Object<'_>, answer: &mut Answer<'_>) {
     answer.outcome.had_tool_call |= has_calls || delta.get("function_call").is_some();
 }
 
-fn read_usage(usage: &Object<'_>) -> Option<ReportedUsage> {
+pub(crate) fn read_usage(usage: &Object<'_>) -> Option<ReportedUsage> {
     let (input, output) = (usage.count("prompt_tokens"), usage.count("completion_tokens"));
     let details = usage.object("prompt_tokens_details");
     let cached = |name| input.map(|_| details.as_ref().and_then(|details| details.count(name)).unwrap_or(0));

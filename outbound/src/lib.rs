@@ -48,7 +48,7 @@ impl Lookup for SystemLookup {
 }
 
 /// The reason why nothing was sent.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotSent {
     Url(Invalid),
     OwnHost,

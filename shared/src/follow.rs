@@ -17,8 +17,8 @@ use crate::{
 
 /// How long a stream waits for a client that has stopped to read.
 pub const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum chunks between a follower and its client, and maximum size of a chunk in bytes: what is
-/// there when access is lost is still delivered.
+/// Maximum chunks between a follower and its client, and maximum size of a chunk in bytes. Small,
+/// because buffered chunks are still delivered after access is lost.
 const BUFFERED_CHUNKS: usize = 2;
 const MAX_CHUNK_BYTES: usize = 16 << 10;
 
@@ -94,7 +94,8 @@ pub fn follow(app: App, followed: Followed) -> EventStream {
     // Longer than the deadline that `run` has itself.
     let deadline = app.turn_limits.streamed + 2 * app.turn_limits.settle;
     let access = AccessCheck::new(followed.caller);
-    let run = Follower { app, followed, access, ended: None, last_event: None, is_at_batch: false, sender }.run();
+    let run =
+        Follower { app, followed, access, fallback_error: None, last_event: None, is_at_batch: false, sender }.run();
     // The deadline also holds for a client that has stopped to read.
     tokio::spawn(timeout(deadline, run));
     stream
@@ -104,8 +105,8 @@ struct Follower {
     app: App,
     followed: Followed,
     access: AccessCheck,
-    /// Set once the turn has ended: how its stream ends for a client without the turn's last event.
-    ended: Option<TurnError>,
+    /// Set once the turn has ended. Sent if the log does not hold the last event.
+    fallback_error: Option<TurnError>,
     /// The number of the turn's last event, once the turn has stored it.
     last_event: Option<Seq>,
     /// Whether the last event sent is the last one of its batch: one query finds the next batches.
@@ -127,29 +128,36 @@ impl Follower {
         let limits = self.app.turn_limits;
         // Longer than any turn takes, unless its process died and the sweep has not ended it.
         let deadline = Instant::now() + limits.streamed + limits.settle;
-        while Instant::now() < deadline && !self.sender.is_closed() {
+        while !self.sender.is_closed() {
+            let is_late = Instant::now() >= deadline;
             // The log comes first: a replay does not depend on whether the turn still runs.
             match self.read_log().await {
                 Ok(ReadResult::End) => return,
                 Ok(ReadResult::Failed(error)) => return self.end(error).await,
+                // A client that reads slowly can resume: its stream ends without `error`.
+                Ok(ReadResult::Events) if is_late => return,
                 Ok(ReadResult::Events) => continue,
                 // The settlement may have replaced the batch that was read last.
-                Ok(ReadResult::Nothing) if self.ended.is_some() && self.is_at_batch => {
+                Ok(ReadResult::Nothing) if self.fallback_error.is_some() && self.is_at_batch => {
                     self.is_at_batch = false;
                     continue;
                 }
-                // The client names an event that the turn never had: send the last one, which has its end.
+                // The turn's last event is at or before `after`: the client named a number that did not exist
+                // yet. Send the last event, so that the stream has its end.
                 Ok(ReadResult::Nothing) if self.last_event.is_some_and(|last| last <= self.followed.after) => {
                     self.followed.after = self.last_event.take().map_or(0, |last| last.saturating_sub(1));
                     continue;
                 }
                 // The turn was read before the log, and a turn that has ended has written all events.
                 Ok(ReadResult::Nothing) => {
-                    if let Some(error) = self.ended {
+                    if let Some(error) = self.fallback_error {
                         return self.end(error).await;
                     }
                 }
                 Err(fault) => tracing::warn!(turn_id = %self.followed.turn, %fault, "turn events not read"),
+            }
+            if is_late {
+                return self.end(TurnError::Interrupted).await;
             }
             if let Some(error) = self.access.run_if_due(&self.app).await {
                 return self.end(error).await;
@@ -159,16 +167,15 @@ impl Follower {
                 tracing::warn!(turn_id = %self.followed.turn, %fault, "followed turn not read");
             }
         }
-        self.end(TurnError::Interrupted).await;
     }
 
     /// Reads whether the turn has ended. A deleted turn counts as ended.
     async fn read_turn(&mut self) -> Result<(), FollowError> {
-        if self.ended.is_none() {
+        if self.fallback_error.is_none() {
             let Followed { caller, session, turn, .. } = &self.followed;
             let stored = self.app.store.turn(caller.organization, session, turn).await?;
             let turn = stored.map(|stored| stored.turn);
-            self.ended = match turn.as_ref().map(|turn| turn.status) {
+            self.fallback_error = match turn.as_ref().map(|turn| turn.status) {
                 Some(TurnStatus::Running) => None,
                 Some(TurnStatus::Cancelled) => Some(TurnError::TurnCancelled),
                 _ => Some(TurnError::Interrupted),

@@ -15,7 +15,7 @@ use crate::{
         CommitError, Conflict, KnownCounters, Reservation, SealedEvents, SealedMessage, StoreError, TurnSettlement,
     },
     transcripts::{TranscriptContext, TranscriptPart},
-    turn_events::{EventBatch, MessagePart},
+    turn_events::{EventBatch, MessagePart, PartKind},
 };
 
 /// Bytes that count as one token in estimates.
@@ -31,9 +31,23 @@ pub fn estimate_tokens(bytes: usize) -> u64 {
     u64::try_from(bytes.div_ceil(TOKEN_BYTES)).unwrap_or(u64::MAX)
 }
 
-/// Estimates the output that a provider bills without showing it, such as reasoning, from the time
-/// without visible output: from the start of the turn to `until`.
-pub fn estimate_hidden_tokens(app: &App, turn: &Turn, until: Timestamp) -> u64 {
+/// Estimates the output of a turn that the provider did not count, in tokens. `text_began` is the time
+/// of the first text; without text, the time until which the provider is known to have generated.
+///
+/// Reasoning counts as its text or as the time before the text, whichever is more: a provider may
+/// bill much more reasoning than it shows.
+pub fn estimate_output(app: &App, turn: &Turn, answer: &[MessagePart], text_began: Timestamp) -> u64 {
+    let tokens_of = |kind| {
+        let parts = answer.iter().filter(|part| part.kind == kind);
+        estimate_tokens(parts.map(|part| part.text.len()).sum())
+    };
+    let reasoning = tokens_of(PartKind::Reasoning).max(estimate_hidden_tokens(app, turn, text_began));
+    tokens_of(PartKind::Text).saturating_add(reasoning)
+}
+
+/// Estimates the output that a provider bills without showing it, from the start of the turn to
+/// `until`.
+fn estimate_hidden_tokens(app: &App, turn: &Turn, until: Timestamp) -> u64 {
     if !turn.hides_output {
         return 0;
     }
@@ -49,15 +63,14 @@ pub struct RunningTurn<'a> {
     pub session: &'a SessionId,
     pub turn: &'a Turn,
     pub reservation: Option<&'a Reservation>,
-    /// For the sweep: the end of the lease as read. A renewal or a request to cancel since then fails
-    /// the settlement.
+    /// For the sweep: the end of the lease as read. A renewal since then fails the settlement.
     pub leased_until: Option<Timestamp>,
 }
 
 /// How a turn ended.
 #[derive(Debug, Clone)]
 pub struct TurnEnd {
-    /// `None` if the turn has an answer.
+    /// `None` if the turn completed.
     pub error: Option<TurnError>,
     /// The cap that ended the turn.
     pub exhausted: Option<Exhausted>,
@@ -66,7 +79,7 @@ pub struct TurnEnd {
     pub stop_reason: Option<StopReason>,
     pub usage: TurnUsage,
     pub estimated: bool,
-    /// The parts of the answer; empty without an answer.
+    /// The parts of the answer so far; a turn that did not complete may have some.
     pub answer: Vec<MessagePart>,
     /// The events that are not in the log yet, at least the last one.
     pub events: EventBatch,
@@ -75,9 +88,10 @@ pub struct TurnEnd {
 /// Why the end of a turn is not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum SettleError {
-    /// Another process has settled the turn.
-    #[error("another process settled the turn")]
-    AlreadySettled,
+    /// The turn has ended, also by an earlier attempt whose response was lost, or has changed: a request
+    /// to cancel it was accepted, or, for the sweep, its lease was renewed.
+    #[error("the turn has ended or changed")]
+    TurnChanged,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -170,7 +184,7 @@ pub async fn settle(
         match transaction.commit().await {
             Ok(()) => return Ok(ended),
             Err(CommitError::Conflict(Conflict::TurnSettled | Conflict::EventCounted)) => {
-                return Err(SettleError::AlreadySettled);
+                return Err(SettleError::TurnChanged);
             }
             // Another writer changed the counters: read them again.
             Err(CommitError::Conflict(_)) => {}

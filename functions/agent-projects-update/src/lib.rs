@@ -52,7 +52,9 @@ impl Route for AgentProjectsUpdate {
         let before = project?.ok_or(Error::NotFound)?;
         let mut project = before.clone();
         let Input { name, model_id, endpoint_url } = call.body.clone();
-        let changes = project.apply(ProjectPatch { name, model_id, endpoint_url }, call.now);
+        // Not `call.now`: a repetition may be seconds later, and keys stored since then must not be sent to
+        // the new `endpoint_url`.
+        let changes = project.apply(ProjectPatch { name, model_id, endpoint_url }, app.clock.now());
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
             transaction.update_project(organization, &before, &project)?;

@@ -53,7 +53,9 @@ impl Route for InternalOrganizationsUpdate {
         }
         let before = app.store.organization(call.path).await?.ok_or(Error::NotFound)?;
         let mut organization = before.clone();
-        let changes = organization.apply(patch(call.body.clone()), call.now);
+        // Not `call.now`: a repetition may be seconds later, and keys stored since then must not be sent to
+        // the new `endpoint_url`.
+        let changes = organization.apply(patch(call.body.clone()), app.clock.now());
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
             transaction.update_organization(&before, &organization)?;

@@ -148,6 +148,10 @@ where
         if session.turns == 0 { Ok(None) } else { app.store.history(organization, &session.id).await.map(Some) }
     });
     let (settings, history) = (settings?, history?);
+    // A key was replaced since its pointer was read.
+    if settings.model_keys.len() < ids.len() {
+        return Err(Error::WriteConflict);
+    }
     if history.as_ref().is_some_and(|page| page.resume_after.is_some()) {
         return Err(Error::SessionFull);
     }

@@ -214,8 +214,7 @@ pub(crate) fn user_parts(text: &str) -> Vec<MessagePart> {
     vec![MessagePart { id: "part_1".to_owned(), kind: PartKind::Text, text: text.to_owned() }]
 }
 
-/// Returns the error of a stored turn that ended without an answer. The provider's own words are not
-/// stored.
+/// Returns why a stored turn did not complete. The provider's own message is not stored.
 pub(crate) fn stored_error(turn: &Turn, now: Timestamp) -> Error {
     if let Some(exhausted) = turn.exhausted {
         return Error::budget_exhausted(exhausted, now);

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use karta_dialects::{Dialect, FaultKind, ProviderFault, read_error};
+use karta_dialects::{Dialect, FaultKind, ProviderFault, ReportedUsage, read_error};
 use karta_outbound::{CheckedClient, NotSent, SystemLookup, builder, causes};
 use karta_shared::{
     App, config,
@@ -28,12 +28,13 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Pause before the second request if the provider names none.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Maximum bytes read of an error response.
+/// Maximum bytes read of a response that is no event stream.
 const MAX_ERROR_BYTES: usize = 64 << 10;
-/// How long the body of an error response is awaited. Its status is enough to classify it.
+/// How long the body of such a response is awaited. Its status is enough to classify it.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_CHARS: usize = 500;
 const TOO_MANY_REQUESTS: u16 = 429;
+const HOST_UNRESOLVED: &str = "endpoint_url was not called: its host name could not be resolved. Try again, or correct endpoint_url or the DNS record.";
 const ENDPOINT_NOT_CALLED: &str = "endpoint_url was not called: its host must have public addresses that are not Karta's own. Change endpoint_url, or correct the DNS record.";
 
 /// The HTTP clients of the process, created at their first use. They live as long as the process,
@@ -63,6 +64,16 @@ pub(crate) enum BaseUrl {
     Provider,
     /// The organization's or the project's `endpoint_url`.
     Customer(EndpointUrl),
+}
+
+/// What the provider may bill of a turn's request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Billed {
+    Nothing,
+    /// The provider may have accepted the request.
+    Possibly,
+    /// A whole answer instead of a stream, and the usage that it reports.
+    WholeAnswer(Option<ReportedUsage>),
 }
 
 /// Why a turn failed, with a text for the client.
@@ -137,7 +148,7 @@ impl ProviderClients {
     /// after a 429 whose `Retry-After` is missing or at most 10 s. Nothing of the answer has reached the
     /// client by then.
     ///
-    /// `may_be_billed` is true while the provider may have accepted a request: it stays true if the call
+    /// `billed` is [`Billed::Possibly`] while the provider may have accepted a request, also if the call
     /// fails without an answer or is dropped.
     pub(crate) async fn call(
         &self,
@@ -145,15 +156,15 @@ impl ProviderClients {
         turn: &TurnId,
         target: &Target,
         body: &[u8],
-        may_be_billed: &mut bool,
+        billed: &mut Billed,
     ) -> Result<Response, Failure> {
-        let first = match self.attempt(app, turn, target, body, may_be_billed).await {
+        let first = match self.attempt(app, turn, target, body, billed).await {
             Ok(response) => return Ok(response),
             Err(failed) => failed,
         };
         let Some(pause) = first.pause() else { return Err(first.failure) };
         sleep(pause).await;
-        self.attempt(app, turn, target, body, may_be_billed).await.map_err(|second| second.failure)
+        self.attempt(app, turn, target, body, billed).await.map_err(|second| second.failure)
     }
 
     async fn attempt(
@@ -162,30 +173,31 @@ impl ProviderClients {
         turn: &TurnId,
         target: &Target,
         body: &[u8],
-        may_be_billed: &mut bool,
+        billed: &mut Billed,
     ) -> Result<Response, FailedAttempt> {
         let provider = target.provider.as_str();
-        let not_sent = |fault: &dyn fmt::Display, is_endpoint: bool| {
+        let not_sent = |fault: &RequestFault| {
             tracing::warn!(turn_id = %turn, provider, %fault, "provider request not sent");
-            let message = is_endpoint.then(|| ENDPOINT_NOT_CALLED.to_owned());
+            let message = fault.message().map(str::to_owned);
             FailedAttempt { failure: Failure { message, ..TurnError::ProviderError.into() }, status: None }
         };
-        let request = self.request(app, target).await;
-        let request = request.map_err(|fault| not_sent(&fault, matches!(fault, RequestFault::NotSent(_))))?;
-        *may_be_billed = true;
+        let request = self.request(app, target).await.map_err(|fault| not_sent(&fault))?;
+        *billed = Billed::Possibly;
         let sent = timeout(app.turn_limits.response_head, request.body(body.to_vec()).send()).await;
-        let response = match sent {
+        let mut response = match sent {
             Err(_) => return Err(TurnError::ProviderTimeout.into()),
             Ok(Err(error)) => {
                 // The client checks the addresses of a host name when it connects.
                 if let Some(fault) = causes(&error).find_map(|cause| cause.downcast_ref::<NotSent>()) {
-                    *may_be_billed = false;
-                    return Err(not_sent(fault, true));
+                    *billed = Billed::Nothing;
+                    return Err(not_sent(&RequestFault::NotSent(fault.clone())));
                 }
                 let fault = causes(&error).last().map(ToString::to_string).unwrap_or_default();
                 tracing::warn!(turn_id = %turn, provider, fault, "provider request failed");
                 // Without a connection nothing was sent.
-                *may_be_billed = !error.is_connect();
+                if error.is_connect() {
+                    *billed = Billed::Nothing;
+                }
                 let is_timeout = error.is_timeout();
                 let failed = if is_timeout { TurnError::ProviderTimeout } else { TurnError::ProviderError };
                 return Err(failed.into());
@@ -200,10 +212,12 @@ impl ProviderClients {
         }
         let is_json = media_type.trim().eq_ignore_ascii_case("application/json");
         let may_be_answer = response.status().is_success() && is_json;
-        let failed = FailedAttempt::read(app, turn, target, response).await;
-        // A proxy that ignores `stream` returns the whole message, which was generated. An error in its
-        // place is classified as one.
-        *may_be_billed = may_be_answer && failed.failure.error == TurnError::ProviderError;
+        let body = read_body(&mut response).await;
+        let failed = FailedAttempt::new(app, turn, target, &response, &body);
+        // A proxy that ignores `stream` returns the whole answer as JSON: it was billed, and ends the turn
+        // as `ProviderError`. JSON that reports an error of another kind is not billed.
+        let is_answer = may_be_answer && failed.failure.error == TurnError::ProviderError;
+        *billed = if is_answer { Billed::WholeAnswer(target.dialect.usage_of_answer(&body)) } else { Billed::Nothing };
         Err(failed)
     }
 
@@ -247,6 +261,17 @@ impl ProviderClients {
     }
 }
 
+/// Reads the start of a response that is no event stream.
+async fn read_body(response: &mut Response) -> Vec<u8> {
+    let (mut body, due) = (Vec::new(), Instant::now() + ERROR_BODY_TIMEOUT);
+    while body.len() < MAX_ERROR_BYTES
+        && let Ok(Ok(Some(chunk))) = timeout_at(due, response.chunk()).await
+    {
+        body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BYTES - body.len())]);
+    }
+    body
+}
+
 /// Joins a base URL and the path of the dialect. Anthropic's base URL has no version.
 fn url(base: &str, dialect: Dialect) -> String {
     let base = base.trim_end_matches('/');
@@ -270,17 +295,11 @@ impl From<TurnError> for FailedAttempt {
 }
 
 impl FailedAttempt {
-    async fn read(app: &App, turn: &TurnId, target: &Target, mut response: Response) -> Self {
+    fn new(app: &App, turn: &TurnId, target: &Target, response: &Response, body: &[u8]) -> Self {
         let status = response.status().as_u16();
         let requested = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
         let retry_after = requested.and_then(|text| retry_after(text, app.clock.now()));
-        let (mut body, due) = (Vec::new(), Instant::now() + ERROR_BODY_TIMEOUT);
-        while body.len() < MAX_ERROR_BYTES
-            && let Ok(Ok(Some(chunk))) = timeout_at(due, response.chunk()).await
-        {
-            body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BYTES - body.len())]);
-        }
-        let failure = Failure::from_fault(read_error(status, &body), &target.key);
+        let failure = Failure::from_fault(read_error(status, body), &target.key);
         let code = failure.error.as_str();
         let provider = target.provider.as_str();
         tracing::warn!(turn_id = %turn, provider, status, code, "provider returned an error");
@@ -307,6 +326,17 @@ enum RequestFault {
     NotSent(NotSent),
     /// The key holds bytes that no header can have.
     Key,
+}
+
+impl RequestFault {
+    /// The text for the client, if `endpoint_url` is at fault.
+    fn message(&self) -> Option<&'static str> {
+        match self {
+            Self::NotSent(NotSent::Unresolved) => Some(HOST_UNRESOLVED),
+            Self::NotSent(_) => Some(ENDPOINT_NOT_CALLED),
+            Self::Client(_) | Self::Key => None,
+        }
+    }
 }
 
 impl From<reqwest::Error> for RequestFault {

@@ -11,9 +11,7 @@ use karta_shared::{
     domain::{Budget, Retention, SessionId, StopReason, Timestamp, Turn, TurnCaller, TurnError, TurnStatus, TurnUsage},
     follow::{AccessCheck, SLOW_CLIENT_TIMEOUT},
     http::{EventSender, MessageResource, TurnUsageResource},
-    settlement::{
-        RunningTurn, SettleError, TurnEnd, cost, estimate_hidden_tokens, estimate_tokens, leased_until, settle,
-    },
+    settlement::{RunningTurn, SettleError, TurnEnd, cost, estimate_output, leased_until, settle},
     store::{Amount, KnownCounters, Reservation, StoreError, TurnLease},
     turn_events::{EventBatch, MessagePart, Part, PartKind, Seq, TurnEvent, TurnEventContext, json_bytes},
 };
@@ -25,7 +23,7 @@ use tokio::{
 
 use crate::{
     event_log::{EventLog, LoggedTurn},
-    provider::{Failure, PROVIDERS, Target},
+    provider::{Billed, Failure, PROVIDERS, Target},
 };
 
 /// Maximum events between a turn and its client.
@@ -46,8 +44,6 @@ const OUTPUT_MARGIN: u64 = 10_000;
 const INPUT_MARGIN: u64 = 100_000;
 /// How long a stream may go on after a complete answer, before usage or its end.
 const TIME_AFTER_ANSWER: Duration = Duration::from_secs(10);
-/// How long a reservation is retried while the store fails.
-const RESERVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause between attempts to reserve or to settle.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -94,10 +90,8 @@ pub(crate) struct Signals {
 /// Progress of the provider's stream.
 struct Progress {
     outcome: Outcome,
-    /// Whether the provider may have accepted the request and may bill it.
-    may_be_billed: bool,
+    billed: Billed,
     parts: Vec<ProgressPart>,
-    output_bytes: usize,
     /// Maximum tokens of the output so far, in half tokens. For reservations.
     half_tokens: usize,
     /// Size of the answer as JSON.
@@ -105,8 +99,8 @@ struct Progress {
     seq: Seq,
     log: EventLog,
     sender: Option<EventSender>,
-    /// Time of the first increment.
-    first_at: Option<Timestamp>,
+    /// Time of the first increment of text.
+    first_text_at: Option<Timestamp>,
     /// Whether the client has not read for a time. It gets no further events, and can follow the turn
     /// from the log.
     is_client_slow: bool,
@@ -161,8 +155,7 @@ impl TurnTask {
     /// Reads the provider's stream to its end. Fails if the turn must end without an answer.
     async fn read(&mut self, progress: &mut Progress, began_tx: oneshot::Sender<()>) -> Result<(), EarlyEnd> {
         let body = std::mem::take(&mut self.body);
-        let mut response =
-            PROVIDERS.call(&self.app, &self.turn.id, &self.target, &body, &mut progress.may_be_billed).await?;
+        let mut response = PROVIDERS.call(&self.app, &self.turn.id, &self.target, &body, &mut progress.billed).await?;
         // The conversation may have megabytes, and the answer may take minutes.
         drop(body);
         began_tx.send(()).ok();
@@ -194,9 +187,9 @@ impl TurnTask {
         }
     }
 
-    /// Reads from the provider's stream. A broken connection ends the stream: the decoder knows whether
-    /// the answer was complete. So does a stream that goes on for a time after a complete answer, whose
-    /// usage may follow.
+    /// Reads from the provider's stream. A broken connection counts as its end, because the decoder
+    /// knows whether the answer was complete. After a complete answer, reading continues for at most
+    /// [`TIME_AFTER_ANSWER`], because usage may follow.
     async fn next_chunk(
         &self,
         response: &mut Response,
@@ -222,7 +215,6 @@ impl TurnTask {
             Delta::Text { part, text } => (PartKind::Text, part, text),
             Delta::Reasoning { part, text } => (PartKind::Reasoning, part, text),
         };
-        progress.output_bytes += text.len();
         progress.json_bytes += json_bytes(&text);
         if progress.json_bytes > MAX_ANSWER_BYTES {
             tracing::warn!(turn_id = %self.turn.id, limit = "bytes", "provider sent an answer that is too large to store");
@@ -266,8 +258,10 @@ impl TurnTask {
         part.text.push_str(text);
         progress.seq += 1;
         slot.append(now, MessagePart { id: part.id.clone(), kind, text: text.to_owned() });
+        if kind == PartKind::Text {
+            progress.first_text_at.get_or_insert(now);
+        }
         if progress.seq == 1 {
-            progress.first_at = Some(now);
             self.app.metrics.turn_first_event(now, now.since(self.turn.started_at));
         }
         if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
@@ -285,12 +279,11 @@ impl TurnTask {
     async fn extend_reservation(&mut self, output_tokens: usize) -> Result<(), EarlyEnd> {
         let Some(reservation) = &mut self.reservation else { return Ok(()) };
         let estimate = u64::try_from(output_tokens).unwrap_or(u64::MAX);
-        let until = Instant::now() + RESERVE_TIMEOUT;
+        let until = Instant::now() + self.app.turn_limits.reserve;
         while estimate > self.reserved_output && self.reserved_output < self.turn.max_tokens {
             let tokens = SLICE.min(self.turn.max_tokens - self.reserved_output);
             let amount = Amount { input_tokens: 0, output_tokens: tokens, cost: output_cost(&self.turn, tokens) };
             let budgets = (self.budgets.0.as_ref(), self.budgets.1.as_ref());
-            let before = reservation.clone();
             match Box::pin(self.app.store.reserve(reservation, budgets, amount)).await {
                 Ok(Ok(())) => self.reserved_output += tokens,
                 Ok(Err(exhausted)) => {
@@ -300,8 +293,6 @@ impl TurnTask {
                 Err(fault @ StoreError::Unavailable(_)) if Instant::now() < until => {
                     tracing::warn!(turn_id = %self.turn.id, %fault, "reservation failed, retrying");
                     self.known = None;
-                    // The organization's part may be stored: the retry finds it instead of adding another.
-                    *reservation = before;
                     sleep(RETRY_PAUSE).await;
                 }
                 Err(fault) => {
@@ -315,36 +306,27 @@ impl TurnTask {
     }
 
     /// Stores the end of the turn, then sends the last event.
-    async fn settle(self, progress: Progress, failure: Option<Failure>) -> Ended {
-        let Progress {
-            outcome, may_be_billed, parts, output_bytes, seq, first_at, log, sender, is_client_slow, ..
-        } = progress;
+    async fn settle(self, progress: Progress, mut failure: Option<Failure>) -> Ended {
+        let Progress { outcome, billed, parts, seq, first_text_at, log, sender, is_client_slow, .. } = progress;
         let now = self.app.clock.now();
-        let hidden = estimate_hidden_tokens(&self.app, &self.turn, first_at.unwrap_or(now));
-        let seen = SeenOutput { visible: estimate_tokens(output_bytes), hidden };
-        let (usage, estimated) = metered(&outcome, may_be_billed, &self.turn, seen);
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
+        let tokens = estimate_output(&self.app, &self.turn, &answer, first_text_at.unwrap_or(now));
+        let seen = SeenOutput { is_empty: answer.is_empty(), tokens };
+        let (usage, estimated) = metered(&outcome, billed, &self.turn, seen);
         let stop_reason = stop_reason(&outcome);
-        let mut events = log.finish().await.unwrap_or_else(|| {
+        let events = log.finish().await.unwrap_or_else(|| {
             // The answer and its usage count more than the replay of its events.
             tracing::error!(turn_id = %self.turn.id, "turn events lost");
             EventBatch::new(seq + 1)
         });
-        let ended = if let Some(failure) = &failure {
-            let (code, message) = (failure.error.as_str(), failure.message());
-            events.end(now, &TurnEvent::Error::<()> { code, message })
-        } else {
-            let shown = TurnUsageResource::new(&usage, cost(&self.turn, &usage));
-            let (message_id, stop_reason) = (self.turn.assistant_message_id.as_str(), stop_reason.as_str());
-            events.end(now, &TurnEvent::Done { message_id, usage: &shown, stop_reason })
-        };
-        let last = ended.and_then(|()| events.frames_after(self.context(), seq)).map(|frames| frames.concat());
-        let Ok(last) = last else { return self.unsettled(answer, seq, sender).await };
-        let end = TurnEnd {
-            error: failure.as_ref().map(|failure| failure.error),
-            exhausted: failure.as_ref().and_then(|failure| failure.exhausted),
-            retry_at: failure.as_ref().and_then(|failure| failure.retry_after).map(|after| now.plus(after)),
-            stop_reason: failure.is_none().then_some(stop_reason),
+        // A slow client has missed events. Its stream ends without `done` or `error`, so that it follows
+        // the turn from the last event that it received.
+        let sender = sender.filter(|_| !is_client_slow);
+        let mut end = TurnEnd {
+            error: None,
+            exhausted: None,
+            retry_at: None,
+            stop_reason: Some(stop_reason),
             usage,
             estimated,
             answer,
@@ -355,21 +337,52 @@ impl TurnTask {
         {
             self.app.metrics.turn_provider_error(now);
         }
-        match self.store_end(&end).await {
-            Some(turn) => {
-                // A slow client has missed events. Its stream ends without `done` or `error`, so that it follows
-                // the turn from the last event that it received.
-                send_last(sender.filter(|_| !is_client_slow), last).await;
-                Ended { turn, answer: end.answer, failure }
+        loop {
+            let Ok(last) = self.add_last_event(&mut end, failure.as_ref(), now, seq) else {
+                return self.unsettled(end.answer, seq, sender).await;
+            };
+            match self.store_end(&end).await {
+                StoredEnd::Stored(turn) => {
+                    send_last(sender, last).await;
+                    return Ended { turn, answer: end.answer, failure };
+                }
+                // A caller whose request to cancel was accepted must not get another answer for its
+                // Idempotency-Key.
+                StoredEnd::CancelRequested => failure = Some(TurnError::TurnCancelled.into()),
+                StoredEnd::NotStored => return self.unsettled(end.answer, seq, sender).await,
             }
-            None => self.unsettled(end.answer, seq, sender.filter(|_| !is_client_slow)).await,
         }
     }
 
+    /// Completes the end of a turn with its failure and its last event. Returns the frames that the
+    /// client has not received.
+    fn add_last_event(
+        &self,
+        end: &mut TurnEnd,
+        failure: Option<&Failure>,
+        now: Timestamp,
+        sent: Seq,
+    ) -> serde_json::Result<Vec<u8>> {
+        if let Some(failure) = failure {
+            end.error = Some(failure.error);
+            end.exhausted = failure.exhausted;
+            end.retry_at = failure.retry_after.map(|after| now.plus(after));
+            end.stop_reason = None;
+            let (code, message) = (failure.error.as_str(), failure.message());
+            end.events.end(now, &TurnEvent::Error::<()> { code, message })?;
+        } else {
+            let usage = TurnUsageResource::new(&end.usage, cost(&self.turn, &end.usage));
+            let message_id = self.turn.assistant_message_id.as_str();
+            let stop_reason = end.stop_reason.unwrap_or(StopReason::EndTurn).as_str();
+            end.events.end(now, &TurnEvent::Done { message_id, usage: &usage, stop_reason })?;
+        }
+        end.events.frames_after(self.context(), sent).map(|frames| frames.concat())
+    }
+
     /// Retries the settlement until [`TurnLimits::settle`](karta_shared::config::TurnLimits) has passed,
-    /// and renews the lease in between. `None` if it failed or the sweep was first: the sweep's end counts.
-    async fn store_end(&self, end: &TurnEnd) -> Option<Turn> {
-        let until = Instant::now() + self.app.turn_limits.settle;
+    /// and renews the lease in between.
+    async fn store_end(&self, end: &TurnEnd) -> StoredEnd {
+        let retry_until = Instant::now() + self.app.turn_limits.settle;
         // Adds what this turn reserved after the counters were read.
         let mut known = self.known.clone().map(|known| match &self.reservation {
             Some(reservation) => known.with_holds(reservation),
@@ -384,22 +397,24 @@ impl TurnTask {
                 leased_until: None,
             };
             let fault = match settle(&self.app, running, end, known.take(), self.retention).await {
-                Ok(turn) => return Some(turn),
-                Err(SettleError::AlreadySettled) => {
-                    // The sweep releases what the turn had reserved at that time. This process may have
-                    // reserved more since then.
-                    self.release_reservation().await;
-                    match self.already_settled().await {
-                        Ok(turn) => return turn,
-                        Err(fault) => fault.into(),
+                Ok(turn) => return StoredEnd::Stored(turn),
+                Err(SettleError::TurnChanged) => match self.stored_end().await {
+                    Ok(stored) => {
+                        if !matches!(stored, StoredEnd::CancelRequested) {
+                            // The sweep releases what the turn had reserved at that time. This process may have
+                            // reserved more since then.
+                            self.release_reservation().await;
+                        }
+                        return stored;
                     }
-                }
+                    Err(fault) => fault.into(),
+                },
                 Err(fault) => fault,
             };
-            if Instant::now() >= until {
+            if Instant::now() >= retry_until {
                 tracing::error!(turn_id = %self.turn.id, %fault, "turn not settled");
                 self.app.metrics.turn_settle_failed(self.app.clock.now());
-                return None;
+                return StoredEnd::NotStored;
             }
             tracing::warn!(turn_id = %self.turn.id, %fault, "settlement failed, retrying");
             sleep(RETRY_PAUSE).await;
@@ -412,19 +427,26 @@ impl TurnTask {
         }
     }
 
-    /// Returns the stored turn if this process has ended it: the response to an earlier settlement was
-    /// lost.
-    async fn already_settled(&self) -> Result<Option<Turn>, StoreError> {
+    /// Reads why a settlement failed.
+    async fn stored_end(&self) -> Result<StoredEnd, StoreError> {
+        Ok(match self.stored_turn().await? {
+            Some(turn) if turn.status == TurnStatus::Running && turn.cancel_requested => StoredEnd::CancelRequested,
+            // The response to an earlier settlement of this process was lost.
+            Some(turn) if turn.status != TurnStatus::Running && !turn.ended_by_sweep => StoredEnd::Stored(turn),
+            _ => StoredEnd::NotStored,
+        })
+    }
+
+    async fn stored_turn(&self) -> Result<Option<Turn>, StoreError> {
         let stored = self.app.store.turn(self.caller.organization, &self.session, &self.turn.id).await?;
-        let is_own_end = |turn: &Turn| turn.status != TurnStatus::Running && !turn.ended_by_sweep;
-        Ok(stored.map(|stored| stored.turn).filter(is_own_end))
+        Ok(stored.map(|stored| stored.turn))
     }
 
     /// Gives up a turn that another process has settled.
     async fn abandon(self, progress: Progress) -> Ended {
         progress.log.abort();
         let answer = progress.parts.into_iter().map(|part| part.part).collect();
-        self.unsettled(answer, progress.seq, progress.sender).await
+        self.unsettled(answer, progress.seq, progress.sender.filter(|_| !progress.is_client_slow)).await
     }
 
     /// Releases the reservation of a turn that another process settled.
@@ -442,7 +464,11 @@ impl TurnTask {
 
     /// Ends the response of a turn whose end this process could not store.
     async fn unsettled(self, answer: Vec<MessagePart>, sent: Seq, sender: Option<EventSender>) -> Ended {
-        let failure = Failure::from(TurnError::Interrupted);
+        let error = match Box::pin(self.stored_turn()).await {
+            Ok(Some(turn)) if turn.status == TurnStatus::Cancelled => TurnError::TurnCancelled,
+            _ => TurnError::Interrupted,
+        };
+        let failure = Failure::from(error);
         // The sweep writes its own event to the log.
         if let Ok(last) = self.context().unlogged_error(sent, self.app.clock.now(), failure.error) {
             send_last(sender, last).await;
@@ -461,18 +487,27 @@ impl Progress {
         });
         Self {
             outcome: Outcome::default(),
-            may_be_billed: false,
+            billed: Billed::Nothing,
             parts: Vec::new(),
-            output_bytes: 0,
             half_tokens: 0,
             json_bytes: 0,
             seq: 0,
-            first_at: None,
+            first_text_at: None,
             log,
             sender: task.sender.take(),
             is_client_slow: false,
         }
     }
+}
+
+/// What became of a turn's end.
+enum StoredEnd {
+    /// The turn as it ended.
+    Stored(Turn),
+    /// A request to cancel the turn was accepted, so it must end as cancelled.
+    CancelRequested,
+    /// The store failed, or the sweep was first: its end counts.
+    NotStored,
 }
 
 /// Why a turn stops before the provider's end.
@@ -581,27 +616,31 @@ fn stop_reason(outcome: &Outcome) -> StopReason {
     }
 }
 
-/// The estimated output so far, in tokens.
+/// The output that reached this process.
 #[derive(Clone, Copy)]
 struct SeenOutput {
-    visible: u64,
-    hidden: u64,
+    is_empty: bool,
+    /// Its estimate, with what the provider may have hidden.
+    tokens: u64,
 }
 
 /// Returns a turn's usage, and whether it is estimated. The provider's final report counts. Without
-/// one, the output is at least the estimate of what was seen. An input that the provider never
-/// reported is the estimate too. A count of zero for something that exists is no report.
-fn metered(outcome: &Outcome, may_be_billed: bool, turn: &Turn, seen: SeenOutput) -> (TurnUsage, bool) {
-    if !may_be_billed {
-        return (TurnUsage::default(), false);
-    }
-    let reported = outcome.usage.unwrap_or_default();
+/// one, the output is at least the estimate of what was seen, or `max_tokens` if the answer was not
+/// streamed. An input that the provider never reported is the estimate too. A count of zero for
+/// something that exists is no report.
+fn metered(outcome: &Outcome, billed: Billed, turn: &Turn, seen: SeenOutput) -> (TurnUsage, bool) {
+    let (reported, is_whole_count, seen) = match billed {
+        Billed::Nothing => return (TurnUsage::default(), false),
+        Billed::Possibly => (outcome.usage, outcome.is_complete && outcome.is_usage_final, seen),
+        Billed::WholeAnswer(usage) => (usage, true, SeenOutput { is_empty: false, tokens: turn.max_tokens }),
+    };
+    let reported = reported.unwrap_or_default();
     let cached = reported.cache_read_tokens.unwrap_or(0).saturating_add(reported.cache_write_tokens.unwrap_or(0));
     let reported_input = reported.input_tokens.filter(|input| input.saturating_add(cached) > 0);
-    let reported_output = reported.output_tokens.filter(|output| *output > 0 || seen.visible == 0);
-    let is_final = outcome.is_complete && outcome.is_usage_final && reported_output.is_some();
+    let reported_output = reported.output_tokens.filter(|output| *output > 0 || seen.is_empty);
+    let is_final = is_whole_count && reported_output.is_some();
     let is_whole = is_final && reported_input.is_some();
-    let at_least = if is_final { 0 } else { seen.visible.saturating_add(seen.hidden) };
+    let at_least = if is_final { 0 } else { seen.tokens };
     let input_tokens = reported_input.unwrap_or(turn.input_estimate.saturating_sub(cached));
     let output_tokens = reported_output.unwrap_or(0).max(at_least);
     let cache_read_tokens = reported.cache_read_tokens.unwrap_or(0);

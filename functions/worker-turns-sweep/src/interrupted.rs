@@ -6,7 +6,7 @@ use karta_shared::{
     App,
     config::Ring,
     domain::{Id, SessionId, Timestamp, TurnError, TurnStatus, TurnUsage},
-    settlement::{RunningTurn, SettleError, TurnEnd, estimate_hidden_tokens, estimate_tokens, settle},
+    settlement::{RunningTurn, SettleError, TurnEnd, estimate_output, settle},
     store::{DueTurn, Reservation, StoreError, StoredTurn},
     transcripts::{TranscriptContext, TranscriptPart},
     turn_events::{EventBatch, MessagePart, Seq, TurnEvent},
@@ -18,8 +18,8 @@ const MAX_OVERDUE: Duration = Duration::from_mins(5);
 /// Answers of more bytes may exceed what their partition writes at once: 1,000 units of 1 KB a second.
 const LARGE_ANSWER_BYTES: usize = 200_000;
 
-/// Settles a turn whose lease has ended. Counts the estimated input, and as output the logged events
-/// plus the estimated hidden output. A turn under a cap that had reserved nothing has not called its
+/// Settles a turn whose lease has ended. Counts the estimated input and the estimated output, with what
+/// the provider may have hidden. A turn under a cap that had reserved nothing has not called its
 /// provider, and counts nothing. Returns false if there was nothing to do.
 pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault> {
     let DueTurn { organization_id: organization, session_id: session, turn_id } = due;
@@ -30,19 +30,19 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     if !is_due {
         return Ok(false);
     }
-    let Logged { last_seq, answer, first_at } = logged(app, *organization, session, &stored).await?;
+    let Logged { last_seq, answer, first_text_at } = logged(app, *organization, session, &stored).await?;
     let output_bytes: usize = answer.iter().map(|part| part.text.len()).sum();
     let turn = &stored.turn;
-    // Without events, the process is known to have waited until it renewed its lease last.
+    // Without text, the process is known to have waited until it renewed its lease last.
     let renewed_at = stored.leased_until.map(|until| until.minus(app.turn_limits.lease));
-    let visible_at = first_at.or(renewed_at).unwrap_or(turn.started_at);
+    let text_began = first_text_at.or(renewed_at).unwrap_or(turn.started_at);
     let reservation: Option<Reservation> = stored.reservation()?;
     let known = app.store.known_counters(*organization, turn.lineage_id, turn.started_at.month()).await?;
     let may_be_billed = last_seq > 0 || reservation.as_ref().is_none_or(|reservation| known.has_holds(reservation));
     let usage = if may_be_billed {
         TurnUsage {
             input_tokens: turn.input_estimate,
-            output_tokens: estimate_tokens(output_bytes).saturating_add(estimate_hidden_tokens(app, turn, visible_at)),
+            output_tokens: estimate_output(app, turn, &answer, text_began),
             ..TurnUsage::default()
         }
     } else {
@@ -90,7 +90,7 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
             app.metrics.turn_interrupted(app.clock.now());
             Ok(true)
         }
-        Err(SettleError::AlreadySettled) => Ok(false),
+        Err(SettleError::TurnChanged) => Ok(false),
         Err(fault) => Err(fault.into()),
     }
 }
@@ -100,13 +100,13 @@ struct Logged {
     last_seq: Seq,
     /// The parts of the answer so far.
     answer: Vec<MessagePart>,
-    /// Time of the first event.
-    first_at: Option<Timestamp>,
+    /// Time of the first increment of text.
+    first_text_at: Option<Timestamp>,
 }
 
 async fn logged(app: &App, organization: Id, session: &SessionId, stored: &StoredTurn) -> Result<Logged, Fault> {
     let turn = &stored.turn.id;
-    let mut logged = Logged { last_seq: 0, answer: Vec::new(), first_at: None };
+    let mut logged = Logged { last_seq: 0, answer: Vec::new(), first_text_at: None };
     loop {
         let now = app.clock.now();
         let batches = app.store.next_turn_events(organization, session, turn, logged.last_seq, now).await?;
@@ -119,7 +119,7 @@ async fn logged(app: &App, organization: Id, session: &SessionId, stored: &Store
             let opened = context.open(&ring, part, &batch.content).map_err(Fault::from);
             match opened.and_then(|bytes| Ok(EventBatch::decode(batch.first_seq, &bytes)?)) {
                 Ok(batch) => {
-                    logged.first_at = logged.first_at.or(batch.first_at());
+                    logged.first_text_at = logged.first_text_at.or(batch.first_text_at());
                     batch.add_to(&mut logged.answer);
                 }
                 // The turn must end also without these events.

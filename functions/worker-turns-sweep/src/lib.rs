@@ -38,10 +38,11 @@ impl Worker for TurnsSweep {
     }
 
     async fn work(&self, _: &Wake) -> Result<(), Fault> {
-        let open = self.app.store.open_turns().await?;
-        self.app.metrics.open_turns(self.app.clock.now(), open);
-        // The fault of one organization must not affect the others.
-        let mut outcome = Ok(());
+        // A count that fails must not keep the sweep from its work.
+        let counted = self.app.store.open_turns().await;
+        let mut outcome =
+            counted.map(|open| self.app.metrics.open_turns(self.app.clock.now(), open)).map_err(Fault::from);
+        // Nor must the fault of one organization affect the others.
         for _ in 0..MAX_ROUNDS {
             let now = self.app.clock.now();
             let turns = self.app.store.due_turns(now).await?.items;
@@ -50,11 +51,13 @@ impl Worker for TurnsSweep {
             for due in turns {
                 let settled = timeout(TURN_TIMEOUT, interrupted::settle_turn(&self.app, &due)).await;
                 let settled = settled.unwrap_or_else(|_| Err(format!("no settlement within {TURN_TIMEOUT:?}").into()));
+                let settled = settled.map_err(|fault| format!("turn {}: {fault}", due.turn_id));
                 is_idle &= !matches!(settled, Ok(true));
                 outcome = settled.map(drop).map_err(of_organization(due.organization_id)).and(outcome);
             }
             for due in sessions {
                 let deleted = self.app.store.delete_session_content(due.organization_id, &due.session_id, now).await;
+                let deleted = deleted.map_err(|fault| format!("session {}: {fault}", due.session_id));
                 is_idle &= !matches!(deleted, Ok(true));
                 outcome = deleted.map(drop).map_err(of_organization(due.organization_id)).and(outcome);
             }

@@ -191,6 +191,11 @@ impl FakeProvider {
         self.lock().next.clear();
     }
 
+    /// Returns how many scripts no request has used.
+    pub fn unused_scripts(&self) -> usize {
+        self.lock().next.len()
+    }
+
     /// Returns the requests so far, in the order of their arrival.
     pub fn ledger(&self) -> Vec<LedgerEntry> {
         self.lock().ledger.clone()

@@ -96,8 +96,8 @@ pub struct TurnLimits {
     pub status_delay: Duration,
     /// Maximum wait for the head of the provider's response.
     pub response_head: Duration,
-    /// How long a provider may take until it generates output. Later it may generate output that it
-    /// does not show.
+    /// Assumed time until a provider generates output. Time beyond it without visible output counts as
+    /// hidden output.
     pub latency: Duration,
     /// Maximum silence of the provider.
     pub silence: Duration,
@@ -105,6 +105,8 @@ pub struct TurnLimits {
     pub streamed: Duration,
     /// Deadline of a turn whose answer is not streamed.
     pub unary: Duration,
+    /// How long a process retries to reserve a further slice while the store fails.
+    pub reserve: Duration,
     /// How long a process retries a failed settlement.
     pub settle: Duration,
     /// Pause between two reads of the log of a followed turn.
@@ -123,6 +125,7 @@ impl TurnLimits {
         silence: Duration::from_mins(5),
         streamed: Duration::from_mins(14),
         unary: Duration::from_secs(280),
+        reserve: Duration::from_secs(15),
         settle: Duration::from_secs(25),
         poll: Duration::from_millis(250),
     };

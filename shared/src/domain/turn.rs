@@ -18,7 +18,7 @@ pub struct TurnCaller {
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, each an attribute of the item")]
 pub struct Turn {
     pub id: TurnId,
-    /// The turn's place in its session, from 1.
+    /// The turn's position in its session, from 1.
     pub number: u64,
     pub status: TurnStatus,
     pub model: ModelId,
@@ -46,12 +46,13 @@ pub struct Turn {
     pub price: Option<Price>,
     #[serde(default)]
     pub usage: TurnUsage,
-    /// Whether `usage` is estimated, because the provider did not report it.
+    /// Whether `usage` is estimated, because the provider did not report it or reported implausible
+    /// counts.
     #[serde(default)]
     pub estimated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_reason: Option<StopReason>,
-    /// Why a turn ended without an answer: a code of the API.
+    /// Why a turn did not complete: a code of the API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_code: Option<String>,
     /// The cap that ended the turn.

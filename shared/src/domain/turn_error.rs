@@ -1,8 +1,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Why a turn ended without an answer. Stored with the turn, and sent to the client as the code of
-/// an `error` event or of a response.
+/// Why a turn did not complete. Stored with the turn, and sent to the client as the code of an
+/// `error` event or of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TurnError {
@@ -21,7 +21,8 @@ pub enum TurnError {
     /// A cap left no tokens for the rest of the answer.
     BudgetExhausted,
     TurnCancelled,
-    /// The key, the key that minted the token, or the organization lost its access during the turn.
+    /// During the turn, the key, the key that minted the token, or the organization lost its access, or
+    /// the `transcript_access` that the caller needs was switched off.
     CredentialRevoked,
     /// The process that ran the turn died, or could not store its end.
     Interrupted,

@@ -81,7 +81,7 @@ pub enum Error {
     NoModelKey {
         provider: Provider,
     },
-    /// The turn ended without an answer.
+    /// The turn did not complete.
     TurnFailed {
         code: TurnError,
         /// The provider's message, Karta's text about `endpoint_url`, or else [`TurnError::message`].
@@ -137,8 +137,8 @@ impl Error {
 
     /// 409: there are no events to follow.
     pub const fn no_events() -> Self {
-        let message = "There are no events to follow: no turn has started, the events expired, or after \
-                       names no event of this session. Read the messages instead.";
+        let message = "There are no events to follow: no turn has started, the events expired, after is \
+                       the turn's last event, or after names no event of this session. Read the messages instead.";
         Self::conflict("no_turn_in_progress", message)
     }
 

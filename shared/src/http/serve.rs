@@ -222,7 +222,7 @@ fn respond<R: Route>(
     let (content_type, cache_control, further) = match &outcome {
         // Responses may hold secrets or short-lived state. A route may override this header.
         Ok((_, ApiResponseBody::Bytes(_))) => (R::CONTENT_TYPE, Some("no-store"), R::HEADERS),
-        Ok((_, ApiResponseBody::Events(_))) => (EVENT_STREAM, Some("no-cache, no-transform"), UNBUFFERED),
+        Ok((_, ApiResponseBody::Events(_))) => (EVENT_STREAM, Some("no-store, no-transform"), UNBUFFERED),
         // A cache may keep a 404 for a resource that is created later.
         Err(_) => ("application/json", Some("no-store"), &[][..]),
     };

@@ -45,8 +45,8 @@ impl EventSender {
         self.0.reserve().await.is_ok()
     }
 
-    /// Like [`send`](Self::send), for the only sender after [`ready`](Self::ready): a slow client
-    /// misses the events.
+    /// Sends without waiting. Drops the events and returns false if the buffer is full or the client
+    /// left. The only sender calls [`ready`](Self::ready) first.
     pub fn send_now(&self, events: impl Into<Bytes>) -> bool {
         self.0.try_send(events.into()).is_ok()
     }

@@ -75,7 +75,7 @@ struct PartialMessage {
 }
 
 impl SealedMessage {
-    /// Returns the message's place in its session. Positions ascend with time.
+    /// Returns the message's position in its session. Positions ascend with time.
     pub fn position(&self) -> Option<Id> {
         let answer = u64::from(self.role == MessageRole::Assistant);
         Id::new(self.turn_number.saturating_mul(2).saturating_add(answer))
@@ -139,6 +139,21 @@ impl Store {
     }
 
     async fn message_page(
+        &self,
+        organization: Id,
+        session: &SessionId,
+        after: Option<Id>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<MessagePage, StoreError> {
+        match self.read_message_page(organization, session, after, limit, max_bytes).await {
+            // A query may see a part of a transaction that is being committed.
+            Err(StoreError::Fault(_)) => self.read_message_page(organization, session, after, limit, max_bytes).await,
+            result => result,
+        }
+    }
+
+    async fn read_message_page(
         &self,
         organization: Id,
         session: &SessionId,

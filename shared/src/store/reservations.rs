@@ -94,7 +94,7 @@ impl Store {
     ///
     /// **Bound.** A committed number was below the cap before any amount was added. So however many
     /// turns race, usage and holds together pass the cap by less than one `amount`: the input and
-    /// one slice. Spending passes it by more only if turns spend more than they hold, which their
+    /// one slice, or all of `max_tokens` if the model may hide output. Spending passes it by more only if turns spend more than they hold, which their
     /// callers limit to a slice for each open turn.
     ///
     /// **Retries.** Each write is one `UpdateItem` on condition that the turn holds what it held
@@ -103,11 +103,24 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// After an error the turn may hold more than `reservation` shows. The next call finds out, and
+    /// After an error the turn may hold more than `reservation` shows, which is unchanged. A repeat
+    /// with the same `amount` finds it instead of adding more.
     /// [`release_reservation`](Self::release_reservation) and
     /// [`Transaction::count_usage`](super::Transaction::count_usage) release what the turn really
     /// holds. [`StoreError::Fault`] if another process has settled the turn.
     pub async fn reserve(
+        &self,
+        reservation: &mut Reservation,
+        (organization, key): (Option<&Budget>, Option<&Budget>),
+        amount: Amount,
+    ) -> Result<Result<(), Exhausted>, StoreError> {
+        let mut reserved = reservation.clone();
+        let result = self.reserve_holds(&mut reserved, (organization, key), amount).await?;
+        *reservation = reserved;
+        Ok(result)
+    }
+
+    async fn reserve_holds(
         &self,
         reservation: &mut Reservation,
         (organization, key): (Option<&Budget>, Option<&Budget>),

@@ -385,8 +385,10 @@ impl Transaction {
     }
 
     /// Ends a turn: releases its session, and stores its final state, its answer and its last
-    /// events. Fails with [`Conflict::TurnSettled`] if it has ended already, and for another process
-    /// with [`Conflict::Changed`] if other events were appended under the numbers of `events`.
+    /// events. Fails with [`Conflict::TurnSettled`] if it has ended already, if it would end as failed
+    /// or interrupted although a request to cancel it was accepted, and for the sweep if its lease was
+    /// renewed. For the sweep, it fails with [`Conflict::Changed`] if events were appended under the
+    /// numbers of `events`.
     pub fn settle_turn(
         &mut self,
         organization: Id,
@@ -413,15 +415,18 @@ impl Transaction {
         // Without the attributes of the lease and the reservation.
         let key = Key::turn(organization, session, &turn.id);
         self.put(Table::Sessions, &key, turn, Conflict::TurnSettled, |put| {
-            let put =
+            let mut conditions = vec![IS_RUNNING];
+            let mut put =
                 put.expression_attribute_names("#status", "status").expression_attribute_values(":running", running());
-            match leased_until {
-                None => put.condition_expression(IS_RUNNING),
-                Some(until) => put
-                    .condition_expression(format!("{IS_RUNNING} AND due_at = :due AND cancel_requested = :cancel"))
-                    .expression_attribute_values(":due", AttributeValue::S(until.to_string()))
-                    .expression_attribute_values(":cancel", AttributeValue::Bool(turn.cancel_requested)),
+            if let Some(until) = leased_until {
+                conditions.push("due_at = :due");
+                put = put.expression_attribute_values(":due", AttributeValue::S(until.to_string()));
             }
+            if !matches!(turn.status, TurnStatus::Completed | TurnStatus::Cancelled) {
+                conditions.push("cancel_requested = :not_requested");
+                put = put.expression_attribute_values(":not_requested", AttributeValue::Bool(false));
+            }
+            put.condition_expression(conditions.join(" AND "))
         })?;
         if let Some(message) = message {
             self.insert_message(organization, session, message)?;

@@ -24,13 +24,13 @@ pub struct EventBatch {
     bytes: usize,
 }
 
-/// The sealed form of a batch. The item holds the number of its first event.
+/// The content of a batch, before sealing. The item holds the number of its first event.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct BatchContent {
     /// Unix milliseconds of the first event.
     at: i64,
     parts: Vec<BatchPart>,
-    /// Milliseconds since `at`, the place of the part, the text.
+    /// Milliseconds since `at`, the index of the part in `parts`, the text.
     increments: Vec<(i64, usize, String)>,
     end: Option<BatchEnd>,
 }
@@ -45,7 +45,8 @@ struct BatchPart {
 #[derive(Clone, Serialize, Deserialize)]
 struct BatchEnd {
     /// Milliseconds since the batch's `at`.
-    after: i64,
+    #[serde(rename = "after")]
+    offset_ms: i64,
     /// The event's type.
     kind: String,
     data: Box<RawValue>,
@@ -85,9 +86,12 @@ impl EventBatch {
         self.next_seq() == self.first_seq
     }
 
-    /// Time of the first increment.
-    pub fn first_at(&self) -> Option<Timestamp> {
-        self.content.increments.first().and_then(|(after, ..)| self.at(*after).ok())
+    /// Time of the first increment of text.
+    pub fn first_text_at(&self) -> Option<Timestamp> {
+        let is_text =
+            |part_index: usize| self.content.parts.get(part_index).is_some_and(|part| part.kind == PartKind::Text);
+        let first = self.content.increments.iter().find(|(_, part_index, _)| is_text(*part_index));
+        first.and_then(|(offset_ms, ..)| self.at(*offset_ms).ok())
     }
 
     /// Returns whether the batch ends the stream: its last event is `done` or `error`.
@@ -103,27 +107,28 @@ impl EventBatch {
     /// Appends an increment. The turn must not have ended.
     pub fn push(&mut self, at: Timestamp, increment: MessagePart) {
         let MessagePart { id, kind, text } = increment;
-        let after = self.after(at);
+        let offset_ms = self.offset_ms(at);
         let parts = &mut self.content.parts;
         // A model seldom returns to an earlier part.
-        let place = parts.iter().rposition(|part| part.id == id).unwrap_or_else(|| {
+        let part_index = parts.iter().rposition(|part| part.id == id).unwrap_or_else(|| {
             self.bytes += PART_BYTES + id.len();
             parts.push(BatchPart { id, kind });
             parts.len() - 1
         });
         self.bytes += INCREMENT_BYTES + json_bytes(&text);
-        self.content.increments.push((after, place, text));
+        self.content.increments.push((offset_ms, part_index, text));
     }
 
-    /// Appends the event that ends the turn.
+    /// Sets the event that ends the turn, in place of an earlier one.
     pub fn end<U: Serialize>(&mut self, at: Timestamp, event: &TurnEvent<'_, U>) -> serde_json::Result<()> {
-        let after = self.after(at);
+        let offset_ms = self.offset_ms(at);
         let data = serde_json::value::to_raw_value(event)?;
-        self.content.end = Some(BatchEnd { after, kind: event.kind().to_owned(), data });
+        self.content.end = Some(BatchEnd { offset_ms, kind: event.kind().to_owned(), data });
         Ok(())
     }
 
-    fn after(&mut self, at: Timestamp) -> i64 {
+    /// Returns the milliseconds since the first event, which this may be.
+    fn offset_ms(&mut self, at: Timestamp) -> i64 {
         if self.is_empty() {
             self.content.at = at.as_millis();
         }
@@ -156,20 +161,22 @@ impl EventBatch {
     }
 
     /// Returns the frames of the events whose numbers are above `after`; empty without such events.
-    /// They are those that the client of the turn received.
+    /// Each frame has the same bytes as when the turn was streamed.
     pub fn frames_after(&self, context: TurnEventContext<'_>, after: Seq) -> serde_json::Result<Vec<Vec<u8>>> {
         let BatchContent { parts, increments, end, .. } = &self.content;
         let mut frames = Vec::new();
-        for ((after_first, place, text), seq) in increments.iter().zip(self.first_seq..).filter(|(_, seq)| *seq > after)
+        for ((offset_ms, part_index, text), seq) in
+            increments.iter().zip(self.first_seq..).filter(|(_, seq)| *seq > after)
         {
-            let BatchPart { id, kind } = parts.get(*place).ok_or_else(|| serde_json::Error::custom("unknown part"))?;
+            let BatchPart { id, kind } =
+                parts.get(*part_index).ok_or_else(|| serde_json::Error::custom("unknown part"))?;
             let event = TurnEvent::Increment::<()> { part: Part { id, kind: *kind, text } };
-            frames.push(context.frame(seq, self.at(*after_first)?, &event)?);
+            frames.push(context.frame(seq, self.at(*offset_ms)?, &event)?);
         }
-        if let Some(BatchEnd { after: after_first, kind, data }) = end {
+        if let Some(BatchEnd { offset_ms, kind, data }) = end {
             let seq = self.next_seq() - 1;
             if seq > after {
-                frames.push(context.encode(kind, seq, self.at(*after_first)?, data)?);
+                frames.push(context.encode(kind, seq, self.at(*offset_ms)?, data)?);
             }
         }
         Ok(frames)
@@ -178,7 +185,7 @@ impl EventBatch {
     /// Appends the texts to the parts of an answer.
     pub fn add_to(self, answer: &mut Vec<MessagePart>) {
         let BatchContent { parts, increments, .. } = self.content;
-        let places: Vec<_> = parts
+        let answer_indexes: Vec<_> = parts
             .into_iter()
             .map(|BatchPart { id, kind }| {
                 answer.iter().position(|part| part.id == id).unwrap_or_else(|| {
@@ -187,15 +194,15 @@ impl EventBatch {
                 })
             })
             .collect();
-        for (_, place, text) in increments {
-            if let Some(at) = places.get(place) {
-                answer[*at].text.push_str(&text);
+        for (_, part_index, text) in increments {
+            if let Some(index) = answer_indexes.get(part_index) {
+                answer[*index].text.push_str(&text);
             }
         }
     }
 
-    fn at(&self, after_first: i64) -> serde_json::Result<Timestamp> {
-        let millis = self.content.at.saturating_add(after_first);
+    fn at(&self, offset_ms: i64) -> serde_json::Result<Timestamp> {
+        let millis = self.content.at.saturating_add(offset_ms);
         Timestamp::from_millis(millis)
             .ok_or_else(|| serde_json::Error::custom("a time is outside the range of timestamps"))
     }

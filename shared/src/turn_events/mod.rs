@@ -39,7 +39,7 @@ pub enum PartKind {
     Reasoning,
 }
 
-/// The envelope that every event of a turn has.
+/// The ids in the envelope of every event.
 #[derive(Debug, Clone, Copy)]
 pub struct TurnEventContext<'a> {
     pub session_id: &'a str,
@@ -52,9 +52,9 @@ pub struct TurnEventContext<'a> {
 pub enum TurnEvent<'a, U> {
     /// More of the answer or of the model's reasoning. Never cumulative.
     Increment { part: Part<'a> },
-    /// The end of a turn with an answer.
+    /// The end of a turn that completed.
     Done { message_id: &'a str, usage: &'a U, stop_reason: &'a str },
-    /// The end of a turn without, or with a part of, an answer.
+    /// The end of a turn that did not complete.
     Error { code: &'a str, message: &'a str },
 }
 
@@ -106,8 +106,8 @@ impl TurnEventContext<'_> {
         self.encode(event.kind(), seq, timestamp, event)
     }
 
-    /// Returns the frame of an error that the log does not have. It has no id, so that a client does
-    /// not resume after it, and the number of the event before it.
+    /// Returns the frame of an error that the log does not have. Its `seq` is that of the last event
+    /// sent. It has no id, so that a client does not resume after it.
     pub fn unlogged_error(self, last: Seq, timestamp: Timestamp, error: TurnError) -> serde_json::Result<Vec<u8>> {
         let event = TurnEvent::Error::<()> { code: error.as_str(), message: error.message() };
         let frame = self.frame(last, timestamp, &event)?;

@@ -71,8 +71,8 @@ async fn interrupt(
     provider.push(Script { fault: Fault::SilentAfter(2), ..Script::default() });
     let message = json!({ "text": "Hello", "stream": true });
     let turn = tokio::spawn(server.post(&format!("{session}/messages"), message).bearer(token).send());
+    until("the provider is called", async || provider.unused_scripts() == 0).await;
     let status = async || server.get(session).bearer(token).send().await.expect(200)["turn"]["status"].clone();
-    until("a running turn", async || status().await == "running").await;
     let follower = tokio::spawn(server.get(&format!("{session}/stream")).bearer(token).send());
     // A follower checks its credential as often as a turn renews its lease.
     let is_check =

@@ -338,11 +338,7 @@ impl<'a> Tour<'a> {
         let mut streamed = message.clone();
         streamed["stream"] = json!(true);
         let turn = tokio::spawn(post(&format!("{session}/messages"), &streamed).send());
-        let is_running = async || {
-            let session = server.get(&session).bearer(token).send().await.expect(200);
-            session["turn"]["status"] == "running"
-        };
-        until("a running turn", is_running).await;
+        until("the provider is called", async || self.provider.unused_scripts() == 0).await;
         self.call(cancel, post(&format!("{session}/cancel"), &json!({}))).await;
         turn.abort();
         self.bodies.insert(send, message);

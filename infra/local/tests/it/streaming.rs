@@ -136,7 +136,7 @@ async fn function_streams_head_delimiter_and_chunks() {
     assert_eq!((&head["statusCode"], &head["cookies"]), (&json!(200), &json!([])));
     for (name, value) in [
         ("content-type", "text/event-stream; charset=utf-8"),
-        ("cache-control", "no-cache, no-transform"),
+        ("cache-control", "no-store, no-transform"),
         ("x-accel-buffering", "no"),
         ("x-request-id", "c6af9ac6-7b61-11e6-9a41-93e8deadbeef"),
         ("access-control-allow-origin", "*"),

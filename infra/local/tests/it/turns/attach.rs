@@ -46,7 +46,7 @@ async fn repeat_attaches_to_the_running_turn() {
     turns.provider.push(paced());
     let body = json!({ "text": text() });
     let (first, second) = tokio::join!(keyed(&session, &body).send(), async {
-        super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+        turns.until_provider_is_called().await;
         keyed(&session, &body).send().await
     });
     assert_eq!(first.expect(200), second.expect(200));
@@ -192,7 +192,7 @@ async fn waiting_repeat_ends_with_its_credential() {
         tokio::select! {
             reply = keyed(&session, &body).send() => panic!("answered: {}", reply.text),
             () = async {
-                super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+                turns.until_provider_is_called().await;
                 let again = session.with_token(&repeating);
                 let waiting = keyed(&again, &body);
                 let (reply, ()) = tokio::join!(waiting.send(), async {
@@ -256,7 +256,7 @@ async fn repeats_of_a_failing_turn_get_one_error() {
         turns.provider.push(script);
         let body = json!({ "text": text() });
         let (first, second) = tokio::join!(keyed(&session, &body).send(), async {
-            super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+            turns.until_provider_is_called().await;
             keyed(&session, &body).send().await
         });
         assert_eq!(first.headers.get("retry-after"), second.headers.get("retry-after"));

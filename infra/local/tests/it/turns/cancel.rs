@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use http::Method;
-use karta_local::{Options, provider::Script};
+use karta_local::{
+    Options,
+    provider::{Fault, Script},
+};
 use karta_shared::{
     clock::{Clock, ManualClock},
     config::TurnLimits,
@@ -11,8 +14,8 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 
-use super::{ANTHROPIC, DIALECTS, LIMITS, OPENAI, Peer, TurnServer, assert_whole, failed};
-use crate::harness::options;
+use super::{ANTHROPIC, DIALECTS, EventReader, LIMITS, OPENAI, Peer, TurnServer, assert_whole, failed};
+use crate::harness::{Request, options};
 
 /// An answer that outlasts every test.
 fn endless() -> Script {
@@ -60,7 +63,7 @@ async fn unary_turn_is_cancelled_from_another_process() {
         let session = turns.session(model).await;
         turns.provider.push(endless());
         let (reply, ()) = tokio::join!(session.ask().send(), async {
-            super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+            turns.until_provider_is_called().await;
             peer.request(&session, Method::POST, "/cancel").body(json!({})).send().await.expect(202);
         });
         assert_eq!(failed(&reply), (409, "turn_cancelled".to_owned()));
@@ -75,7 +78,7 @@ async fn turn_is_cancelled_before_the_providers_head() {
     let session = turns.session(ANTHROPIC).await;
     turns.provider.push(Script { head_pause: Duration::from_mins(1), ..Script::default() });
     let (reply, ()) = tokio::join!(session.ask_streamed().send(), async {
-        super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+        turns.until_provider_is_called().await;
         session.cancel().send().await.expect(202);
     });
     assert_eq!(failed(&reply), (409, "turn_cancelled".to_owned()));
@@ -144,6 +147,57 @@ async fn second_post_while_a_turn_runs_is_refused() {
     session.assert_usable().await;
 }
 
+/// The provider fails before the turn's process reads the request to cancel.
+#[tokio::test(flavor = "multi_thread")]
+async fn accepted_cancel_outlives_a_provider_failure() {
+    let turns = TurnServer::start_with(TurnLimits { renewal: Duration::from_hours(1), ..LIMITS }).await;
+    for (model, is_streamed) in [(ANTHROPIC, true), (OPENAI, false)] {
+        let session = turns.session(model).await;
+        let (fault, pause) = (Fault::CutAfter(40), Duration::from_millis(100));
+        turns.provider.push(Script { tokens: 60, pause, fault, ..Script::default() });
+        let body = json!({ "text": super::text(), "stream": is_streamed, "model": model });
+        let request = || session.post(body.clone()).idempotency_key("once");
+        let first = tokio::spawn(request().open());
+        turns.until_provider_is_called().await;
+        session.cancel().send().await.expect(202);
+        let sent = turns.provider.ledger().len();
+        // A repeat attaches to the turn. It does not run it again.
+        for response in [first.await.unwrap(), request().open().await] {
+            if is_streamed {
+                let events = EventReader::new(response).rest().await;
+                assert_eq!(assert_whole(&events, 0).code(), Some("turn_cancelled"));
+            } else {
+                assert_eq!(failed(&Request::read(response).await), (409, "turn_cancelled".to_owned()));
+            }
+        }
+        assert_eq!(turns.ledger_after(sent).len(), 0);
+        let turn = session.last_turn().await;
+        assert_eq!((turn.status, turn.error_code.as_deref()), (TurnStatus::Cancelled, Some("turn_cancelled")));
+        session.assert_usable().await;
+    }
+}
+
+/// A provider may show a summary of much reasoning.
+#[tokio::test(flavor = "multi_thread")]
+async fn reasoning_counts_its_time_until_the_text() {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let turn_limits = TurnLimits { latency: TurnLimits::DEFAULT.latency, ..LIMITS };
+    let defaults = options(Arc::clone(&clock) as Arc<dyn Clock>);
+    let turns = TurnServer::start_as(Options { turn_limits, ..defaults }).await;
+    for (reasoning_tokens, counts_time) in [(100_000, true), (2, false)] {
+        let session = turns.session(OPENAI).await;
+        turns.provider.push(Script { reasoning_tokens, ..endless() });
+        let mut reader = session.stream().await;
+        reader.take(4).await;
+        clock.advance(Duration::from_secs(10));
+        session.cancel().send().await.expect(202);
+        reader.rest().await;
+        let turn = session.last_turn().await;
+        let counted = turn.usage.output_tokens;
+        assert_eq!((counted == 800, counted < 800), (counts_time, !counts_time), "{counted}");
+    }
+}
+
 /// A reasoning model bills output that it does not show. Its provider reports usage only at the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_turn_counts_hidden_output() {
@@ -162,7 +216,7 @@ async fn cancelled_turn_counts_hidden_output() {
         let mut body = body;
         body["text"] = super::text().into();
         let (reply, ()) = tokio::join!(session.post(body).send(), async {
-            super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+            turns.until_provider_is_called().await;
             clock.advance(Duration::from_secs(10));
             session.cancel().send().await.expect(202);
         });

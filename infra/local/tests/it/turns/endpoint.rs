@@ -115,7 +115,9 @@ async fn endpoint_is_checked_at_every_call() {
         for request in [session.ask(), session.ask_streamed()] {
             let refused = request.send().await.refused(502);
             assert_eq!(refused["error"], "provider_error");
-            assert!(refused["message"].as_str().unwrap().starts_with("endpoint_url was not called"), "{refused}");
+            let message = refused["message"].as_str().unwrap();
+            assert!(message.starts_with("endpoint_url was not called"), "{refused}");
+            assert_eq!(message.contains("could not be resolved"), unusable.contains("no-such-host"), "{refused}");
         }
     }
     assert_eq!((customer.ledger().len(), turns.provider.ledger().len()), (0, 0));

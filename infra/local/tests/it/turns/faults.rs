@@ -211,12 +211,18 @@ async fn foreign_answers_are_provider_errors() {
     let json =
         |body: &Value| script(Fault::NotEventStream { content_type: "application/json", body: body.to_string() });
     // The provider has generated this answer.
+    let mut counted = completion.clone();
+    counted["usage"] = json!({ "input_tokens": 3, "output_tokens": 5, "prompt_tokens": 3, "completion_tokens": 5 });
     for model in DIALECTS {
-        turns.provider.push(json(&completion));
-        let session = turns.session(model).await;
-        assert_eq!(failed(&session.ask().send().await), (502, "provider_error".to_owned()));
-        let turn = session.last_turn().await;
-        assert_eq!((turn.usage.input_tokens, turn.estimated), (turn.input_estimate, true));
+        for (answer, is_counted) in [(&completion, false), (&counted, true)] {
+            turns.provider.push(json(answer));
+            let session = turns.session(model).await;
+            assert_eq!(failed(&session.ask().send().await), (502, "provider_error".to_owned()));
+            let turn = session.last_turn().await;
+            let expected = if is_counted { (3, 5) } else { (turn.input_estimate, turn.max_tokens) };
+            assert_eq!((turn.usage.input_tokens, turn.usage.output_tokens), expected);
+            assert_eq!(turn.estimated, !is_counted);
+        }
     }
     for (code, status, expected) in
         [(401, 422, "byok_key_rejected"), (429, 429, "provider_rate_limited"), (400, 422, "provider_rejected")]

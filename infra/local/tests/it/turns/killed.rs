@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use worker_turns_sweep::TurnsSweep;
 
-use super::{ANTHROPIC, Conversation, DIALECTS, EventReader, LIMITS, Process, TurnServer, assert_whole, joined, until};
+use super::{ANTHROPIC, Conversation, DIALECTS, EventReader, LIMITS, Process, TurnServer, assert_whole, joined};
 use crate::harness::{Request, options};
 
 pub(super) const SWEEP: &str = "worker-turns-sweep";
@@ -187,7 +187,7 @@ async fn interrupted_turn_runs_again_under_its_key() {
     let body = json!({ "text": super::text(), "model": ANTHROPIC });
     let asked = process.peer.request(&session, Method::POST, "/messages").body(body.clone()).idempotency_key("once");
     let lost = tokio::spawn(async move { timeout(Duration::from_secs(2), asked.open()).await.is_err() });
-    until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+    turns.until_provider_is_called().await;
     process.kill().await;
     lost.await.ok();
     clock.advance(LEASE);
@@ -197,6 +197,23 @@ async fn interrupted_turn_runs_again_under_its_key() {
     let first = again().send().await.expect(200);
     assert_eq!(again().send().await.expect(200), first);
     assert_eq!(turns.provider.ledger().len(), 2);
+}
+
+/// The process was frozen until the sweep had ended its turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn live_client_reads_that_the_sweep_cancelled() {
+    let (turns, clock) = start(TurnLimits { renewal: Duration::from_hours(1), ..LIMITS }).await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(Script { tokens: 60, pause: Duration::from_millis(50), ..Script::default() });
+    let mut reader = session.stream().await;
+    let mut seen = reader.take(2).await;
+    session.cancel().send().await.expect(202);
+    clock.advance(LEASE);
+    turns.server.work(SWEEP).await;
+    assert_eq!(session.last_turn().await.status, TurnStatus::Cancelled);
+    seen.extend(reader.rest().await);
+    assert_eq!(seen.last().unwrap().code(), Some("turn_cancelled"));
+    session.assert_usable().await;
 }
 
 /// The process dies before its next renewal, which would have read the request to cancel.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use karta_local::provider::{Fault, Script};
 use karta_shared::{config::TurnLimits, domain::TurnStatus};
 
-use super::{DIALECTS, LIMITS, OPENAI, TurnServer, assert_whole, failed, until};
+use super::{DIALECTS, Event, LIMITS, OPENAI, TurnServer, assert_whole, failed};
 
 fn endless() -> Script {
     Script { tokens: 100_000, pause: Duration::from_millis(20), ..Script::default() }
@@ -57,7 +57,7 @@ async fn follower_does_not_wait_forever() {
     turns.provider.push(endless());
     let ask = async { failed(&session.ask().send().await) };
     let follow = async {
-        until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+        turns.until_provider_is_called().await;
         let events = session.follow(None).await.rest().await;
         session.cancel().send().await.expect(202);
         events
@@ -65,6 +65,26 @@ async fn follower_does_not_wait_forever() {
     let (reply, events) = tokio::join!(ask, follow);
     assert_eq!(reply, (409, "turn_cancelled".to_owned()));
     assert_eq!(assert_whole(&events, 0).code(), Some("interrupted"));
+}
+
+/// The limit of a follower does not end a replay that takes longer: its client resumes.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_replay_ends_without_an_error() {
+    let short = Duration::from_millis(50);
+    let turns = TurnServer::start_with(TurnLimits { streamed: short, settle: short, ..LIMITS }).await;
+    let session = turns.session(DIALECTS[0]).await;
+    turns.provider.push(Script { tokens: 20_000, ..Script::default() });
+    session.ask().send().await.expect(200);
+    let (mut events, mut streams) = (Vec::<Event>::new(), 0);
+    while events.last().is_none_or(|event| event.kind != "done") {
+        let after = events.last().map(|event| event.id().to_owned());
+        events.extend(session.follow(after.as_deref()).await.rest().await);
+        assert!(events.iter().all(|event| event.kind != "error"));
+        streams += 1;
+    }
+    assert_eq!(assert_whole(&events, 0).kind, "done");
+    assert_eq!(events.len(), 20_001);
+    assert!(streams > 1);
 }
 
 /// Some proxies of a provider leave the connection open after the answer.

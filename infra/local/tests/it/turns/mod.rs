@@ -156,6 +156,11 @@ impl TurnServer {
         self.provider.ledger().split_off(earlier)
     }
 
+    /// Waits until the provider has a request for each script. A turn is running before.
+    pub(crate) async fn until_provider_is_called(&self) {
+        until("the provider is called", async || self.provider.unused_scripts() == 0).await;
+    }
+
     pub(crate) fn organization(&self) -> Id {
         Id::new(self.server.organization_id).unwrap()
     }

@@ -13,8 +13,8 @@ const TOKENS: usize = 19;
 const EVENTS: usize = TOKENS + 1;
 
 fn nothing_to_follow() -> serde_json::Value {
-    let message = "There are no events to follow: no turn has started, the events expired, or after names no event \
-                   of this session. Read the messages instead.";
+    let message = "There are no events to follow: no turn has started, the events expired, after is the turn's last \
+                   event, or after names no event of this session. Read the messages instead.";
     json!({ "error": "no_turn_in_progress", "message": message })
 }
 

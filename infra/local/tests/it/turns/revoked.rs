@@ -10,7 +10,7 @@ use karta_shared::{
 };
 use serde_json::json;
 
-use super::{ANTHROPIC, LIMITS, TurnServer, assert_whole, failed, until};
+use super::{ANTHROPIC, LIMITS, TurnServer, assert_whole, failed};
 use crate::harness::{options, unauthorized};
 
 fn endless() -> Script {
@@ -32,7 +32,7 @@ async fn revoked_key_ends_its_running_turns() {
     let mut events = reader.take(3).await;
     turns.provider.push(endless());
     let (reply, ()) = tokio::join!(unary.ask().send(), async {
-        until("the turn runs", async || unary.get().await["turn"]["status"] == "running").await;
+        turns.until_provider_is_called().await;
         revoke(&turns, id).await;
     });
     assert_eq!(failed(&reply), (401, "credential_revoked".to_owned()));
