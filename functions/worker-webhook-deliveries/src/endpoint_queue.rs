@@ -23,9 +23,9 @@ const RENEW_AFTER: Duration = Duration::from_secs(20);
 const MAX_CONCURRENT_ATTEMPTS: usize = 5;
 /// Deliveries per read.
 const BATCH: i32 = 50;
-/// Consecutive failures after which the queue pauses. A failing receiver then costs little, and a
-/// recovering one is not flooded.
-const MAX_CONSECUTIVE_FAILURES: u32 = 10;
+/// Consecutive failures within one lease after which the queue pauses. A failing receiver then costs
+/// little, and a recovering one is not flooded.
+const MAX_FAILURES_IN_LEASE: u32 = 10;
 const FAILURE_PAUSE: Duration = Duration::from_secs(30);
 
 /// An endpoint's queue while this worker holds its lease.
@@ -36,7 +36,8 @@ pub(crate) struct EndpointQueue {
     endpoint: Id,
     lease: Arc<Mutex<Lease>>,
     renewed_at: Instant,
-    consecutive_failures: u32,
+    /// Consecutive failures since the queue was leased.
+    failures_in_lease: u32,
 }
 
 /// The result of serving a queue.
@@ -65,7 +66,7 @@ impl EndpointQueue {
             endpoint,
             lease: Arc::new(Mutex::new(lease)),
             renewed_at: Instant::now(),
-            consecutive_failures: 0,
+            failures_in_lease: 0,
         }))
     }
 
@@ -85,7 +86,7 @@ impl EndpointQueue {
                 return Ok(Served::Done);
             };
             let now = self.app.clock.now();
-            if self.consecutive_failures >= MAX_CONSECUTIVE_FAILURES {
+            if self.failures_in_lease >= MAX_FAILURES_IN_LEASE {
                 store.pause_queue(&*self.lease.lock().await, now.plus(FAILURE_PAUSE)).await?;
                 return Ok(Served::Done);
             }
@@ -131,9 +132,9 @@ impl EndpointQueue {
             if running.len() == MAX_CONCURRENT_ATTEMPTS {
                 must_reload |= self.count(running.join_next().await, &mut fault);
             }
-            let is_failing = self.consecutive_failures >= MAX_CONSECUTIVE_FAILURES;
-            let is_over = must_reload || is_failing || Instant::now() >= deadline;
-            if is_over || fault.is_some() || self.renewed_at.elapsed() >= RENEW_AFTER {
+            let is_failing = self.failures_in_lease >= MAX_FAILURES_IN_LEASE;
+            let must_stop = must_reload || is_failing || Instant::now() >= deadline;
+            if must_stop || fault.is_some() || self.renewed_at.elapsed() >= RENEW_AFTER {
                 break;
             }
             let is_current = self.app.clock.now().since(pending.id.drawn_at()) < DELIVERY_RETENTION;
@@ -163,8 +164,8 @@ impl EndpointQueue {
         fault: &mut Option<Fault>,
     ) -> bool {
         match ended {
-            Some(Ok(Ok(AttemptEnd::Delivered))) => self.consecutive_failures = 0,
-            Some(Ok(Ok(AttemptEnd::Failed))) => self.consecutive_failures += 1,
+            Some(Ok(Ok(AttemptEnd::Delivered))) => self.failures_in_lease = 0,
+            Some(Ok(Ok(AttemptEnd::Failed))) => self.failures_in_lease += 1,
             Some(Ok(Ok(AttemptEnd::Stop))) => return true,
             Some(Ok(Err(error))) => *fault = Some(error),
             Some(Err(error)) => *fault = Some(error.into()),

@@ -22,7 +22,8 @@ use reqwest::{
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum bytes read of a response. The connection of a receiver that sends more is dropped.
 const MAX_READ_BYTES: usize = 64 << 10;
-/// More than an attempt stores, which is cut after it is scrubbed: half a credential has no shape.
+/// Bytes kept of a response: more than an attempt stores, because the text is scrubbed before it is
+/// cut, and the scrubber does not recognize half a credential.
 const MAX_KEPT_BYTES: usize = 4 << 10;
 const MAX_ERROR_CHARS: usize = 200;
 

@@ -41,6 +41,7 @@ pub(super) struct StoredEvent {
 /// A scheduled attempt of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingDelivery {
+    /// Id of the delivery, which is its event's id.
     pub id: Id,
     pub event_at: Timestamp,
     pub at: Timestamp,
@@ -175,10 +176,11 @@ impl Store {
             for (event, _) in &batch {
                 transaction.dequeue_event(event)?;
             }
-            let mut queues = BTreeSet::new();
+            let (mut queues, mut created) = (BTreeSet::new(), Vec::new());
             for (event, wanted_by) in &batch {
                 for endpoint in wanted_by {
                     let delivery = Delivery::new(event.id, event.event_type, event.created_at, now);
+                    created.push((transaction.len(), delivery.id, *endpoint));
                     transaction.create_delivery(organization, *endpoint, &delivery, true)?;
                     queues.insert(*endpoint);
                 }
@@ -195,7 +197,11 @@ impl Store {
             if failed.iter().all(|index| *index >= batch.len()) {
                 conflicts += 1;
                 if conflicts == CONFLICT_ATTEMPTS {
-                    return Err(StoreError::Fault("a delivery exists whose event was not fanned out".to_owned()));
+                    let existing = created.iter().filter(|(index, ..)| failed.contains(index));
+                    let existing: Vec<_> =
+                        existing.map(|(_, delivery, endpoint)| format!("{delivery} of endpoint {endpoint}")).collect();
+                    let fault = format!("deliveries exist whose events were not fanned out: {}", existing.join(", "));
+                    return Err(StoreError::Fault(fault));
                 }
                 tokio::time::sleep(CONFLICT_PAUSE * conflicts).await;
                 continue;
@@ -232,8 +238,9 @@ impl Store {
         while let Some(item) = items.next().await {
             // Unreadable deliveries do not count towards the limit.
             let Some(pending) = decode_or_skip::<PendingDelivery>(item?, "pending delivery") else { continue };
-            let never_attempted = pending.attempts == 0 && pending.at <= now.plus(MAX_CLOCK_SKEW);
-            if pending.at <= now || never_attempted {
+            // A first attempt is due when it is scheduled, and the clock of that writer may be ahead.
+            let is_due_first_attempt = pending.attempts == 0 && pending.at <= now.plus(MAX_CLOCK_SKEW);
+            if pending.at <= now || is_due_first_attempt {
                 found.due.push(pending);
             } else {
                 found.next = found.next.or(Some(pending.at));
