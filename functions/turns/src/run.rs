@@ -344,7 +344,7 @@ impl TurnTask {
             match self.store_end(&end).await {
                 StoredEnd::Stored(turn) => {
                     send_last(sender, last).await;
-                    return Ended { turn, answer: end.answer, failure };
+                    return Ended { turn: *turn, answer: end.answer, failure };
                 }
                 // A caller whose request to cancel was accepted must not get another answer for its
                 // Idempotency-Key.
@@ -397,7 +397,7 @@ impl TurnTask {
                 leased_until: None,
             };
             let fault = match settle(&self.app, running, end, known.take(), self.retention).await {
-                Ok(turn) => return StoredEnd::Stored(turn),
+                Ok(turn) => return StoredEnd::Stored(Box::new(turn)),
                 Err(SettleError::TurnChanged) => match self.stored_end().await {
                     Ok(stored) => {
                         if !matches!(stored, StoredEnd::CancelRequested) {
@@ -432,7 +432,9 @@ impl TurnTask {
         Ok(match self.stored_turn().await? {
             Some(turn) if turn.status == TurnStatus::Running && turn.cancel_requested => StoredEnd::CancelRequested,
             // The response to an earlier settlement of this process was lost.
-            Some(turn) if turn.status != TurnStatus::Running && !turn.ended_by_sweep => StoredEnd::Stored(turn),
+            Some(turn) if turn.status != TurnStatus::Running && !turn.ended_by_sweep => {
+                StoredEnd::Stored(Box::new(turn))
+            }
             _ => StoredEnd::NotStored,
         })
     }
@@ -503,7 +505,7 @@ impl Progress {
 /// What became of a turn's end.
 enum StoredEnd {
     /// The turn as it ended.
-    Stored(Turn),
+    Stored(Box<Turn>),
     /// A request to cancel the turn was accepted, so it must end as cancelled.
     CancelRequested,
     /// The store failed, or the sweep was first: its end counts.
