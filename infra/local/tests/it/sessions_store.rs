@@ -317,7 +317,11 @@ async fn sweep_takes_over_lost_turns() {
     assert_eq!((found.organization_id, &found.session_id, &found.turn_id), (organization, &session, &turn.id));
     let stored = store.turn(organization, &session, &found.turn_id).await.unwrap().unwrap();
     assert_eq!(stored.reservation::<Held>().unwrap(), Some(Held { tokens: 7, cost: 1 << 70 }));
-    sessions.settle(&session, &stored.turn, TurnStatus::Interrupted).await.unwrap();
+    for status in [TurnStatus::Failed, TurnStatus::Interrupted] {
+        // An accepted request to cancel is kept.
+        assert_eq!(conflict(sessions.settle(&session, &stored.turn, status).await), Conflict::TurnSettled);
+    }
+    sessions.settle(&session, &stored.turn, TurnStatus::Cancelled).await.unwrap();
     assert_eq!(renew().await, TurnLease::Ended);
     assert!(!store.request_turn_cancel(organization, &session, &turn.id).await.unwrap());
     assert_eq!(conflict(sessions.settle(&session, &turn, TurnStatus::Completed).await), Conflict::TurnSettled);
