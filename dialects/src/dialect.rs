@@ -3,7 +3,7 @@ use std::ops::ControlFlow;
 use crate::{
     Decoder, Prompt, ReportedUsage, anthropic,
     decoder::Answer,
-    json::Json,
+    json::{Json, Object},
     openai::{self, Flavor},
 };
 
@@ -39,14 +39,18 @@ impl Dialect {
         }
     }
 
-    /// Returns the usage that a whole answer reports. Some proxies send one although a stream was
-    /// requested.
+    /// Returns the usage that a whole answer reports; `None` if the body is no answer. Some proxies send
+    /// one although a stream was requested.
     pub fn usage_of_answer(self, body: &[u8]) -> Option<ReportedUsage> {
-        let usage = Json::parse(body).ok()?.object()?.object("usage")?;
-        match self {
-            Self::AnthropicMessages => anthropic::read_usage(&usage),
-            Self::OpenAiChat | Self::OpenRouterChat => openai::read_usage(&usage),
+        let answer = Json::parse(body).ok()?.object()?;
+        let (content, read_usage): (_, fn(&Object<'_>) -> _) = match self {
+            Self::AnthropicMessages => ("content", anthropic::read_usage),
+            Self::OpenAiChat | Self::OpenRouterChat => ("choices", openai::read_usage),
+        };
+        if answer.get(content).is_none() || answer.get("error").is_some() {
+            return None;
         }
+        Some(answer.object("usage").and_then(|usage| read_usage(&usage)).unwrap_or_default())
     }
 
     pub fn decoder(self) -> Decoder {

@@ -28,8 +28,10 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Pause before the second request if the provider names none.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Maximum bytes read of a response that is no event stream.
+/// Maximum bytes read of an error response.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+/// Maximum bytes read of an answer that is no event stream. Its usage may follow the text.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// How long the body of such a response is awaited. Its status is enough to classify it.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_CHARS: usize = 500;
@@ -73,7 +75,7 @@ pub(crate) enum Billed {
     /// The provider may have accepted the request.
     Possibly,
     /// A whole answer instead of a stream, and the usage that it reports.
-    WholeAnswer(Option<ReportedUsage>),
+    WholeAnswer(ReportedUsage),
 }
 
 /// Why a turn failed, with a text for the client.
@@ -212,12 +214,16 @@ impl ProviderClients {
         }
         let is_json = media_type.trim().eq_ignore_ascii_case("application/json");
         let may_be_answer = response.status().is_success() && is_json;
-        let body = read_body(&mut response).await;
+        let max_bytes = if may_be_answer { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES };
+        let body = read_body(&mut response, max_bytes).await;
         let failed = FailedAttempt::new(app, turn, target, &response, &body);
         // A proxy that ignores `stream` returns the whole answer as JSON: it was billed, and ends the turn
         // as `ProviderError`. JSON that reports an error of another kind is not billed.
-        let is_answer = may_be_answer && failed.failure.error == TurnError::ProviderError;
-        *billed = if is_answer { Billed::WholeAnswer(target.dialect.usage_of_answer(&body)) } else { Billed::Nothing };
+        *billed = match target.dialect.usage_of_answer(&body) {
+            _ if !may_be_answer || failed.failure.error != TurnError::ProviderError => Billed::Nothing,
+            Some(usage) => Billed::WholeAnswer(usage),
+            None => Billed::Possibly,
+        };
         Err(failed)
     }
 
@@ -262,12 +268,12 @@ impl ProviderClients {
 }
 
 /// Reads the start of a response that is no event stream.
-async fn read_body(response: &mut Response) -> Vec<u8> {
+async fn read_body(response: &mut Response, max_bytes: usize) -> Vec<u8> {
     let (mut body, due) = (Vec::new(), Instant::now() + ERROR_BODY_TIMEOUT);
-    while body.len() < MAX_ERROR_BYTES
+    while body.len() < max_bytes
         && let Ok(Ok(Some(chunk))) = timeout_at(due, response.chunk()).await
     {
-        body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BYTES - body.len())]);
+        body.extend_from_slice(&chunk[..chunk.len().min(max_bytes - body.len())]);
     }
     body
 }

@@ -348,8 +348,12 @@ impl TurnTask {
                 }
                 // A caller whose request to cancel was accepted must not get another answer for its
                 // Idempotency-Key.
-                StoredEnd::CancelRequested => failure = Some(TurnError::TurnCancelled.into()),
-                StoredEnd::NotStored => return self.unsettled(end.answer, seq, sender).await,
+                StoredEnd::CancelRequested if end.error != Some(TurnError::TurnCancelled) => {
+                    failure = Some(TurnError::TurnCancelled.into());
+                }
+                StoredEnd::CancelRequested | StoredEnd::NotStored => {
+                    return self.unsettled(end.answer, seq, sender).await;
+                }
             }
         }
     }
@@ -467,7 +471,7 @@ impl TurnTask {
     /// Ends the response of a turn whose end this process could not store.
     async fn unsettled(self, answer: Vec<MessagePart>, sent: Seq, sender: Option<EventSender>) -> Ended {
         let error = match Box::pin(self.stored_turn()).await {
-            Ok(Some(turn)) if turn.status == TurnStatus::Cancelled => TurnError::TurnCancelled,
+            Ok(Some(turn)) if turn.cancel_requested || turn.status == TurnStatus::Cancelled => TurnError::TurnCancelled,
             _ => TurnError::Interrupted,
         };
         let failure = Failure::from(error);
@@ -634,7 +638,7 @@ fn metered(outcome: &Outcome, billed: Billed, turn: &Turn, seen: SeenOutput) -> 
     let (reported, is_whole_count, seen) = match billed {
         Billed::Nothing => return (TurnUsage::default(), false),
         Billed::Possibly => (outcome.usage, outcome.is_complete && outcome.is_usage_final, seen),
-        Billed::WholeAnswer(usage) => (usage, true, SeenOutput { is_empty: false, tokens: turn.max_tokens }),
+        Billed::WholeAnswer(usage) => (Some(usage), true, SeenOutput { is_empty: false, tokens: turn.max_tokens }),
     };
     let reported = reported.unwrap_or_default();
     let cached = reported.cache_read_tokens.unwrap_or(0).saturating_add(reported.cache_write_tokens.unwrap_or(0));

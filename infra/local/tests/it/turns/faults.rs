@@ -199,7 +199,8 @@ async fn provider_message_is_visible_text_on_one_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_answers_are_provider_errors() {
     let turns = TurnServer::start().await;
-    let completion = json!({ "choices": [{ "index": 0, "message": { "role": "assistant", "content": "hi" } }] });
+    let completion =
+        json!({ "content": [], "choices": [{ "index": 0, "message": { "role": "assistant", "content": "hi" } }] });
     for (content_type, body) in [
         ("text/html", "<html><body>Welcome</body></html>".to_owned()),
         ("application/octet-stream", "data: {}\n\n".to_owned()),
@@ -223,6 +224,16 @@ async fn foreign_answers_are_provider_errors() {
             assert_eq!((turn.usage.input_tokens, turn.usage.output_tokens), expected);
             assert_eq!(turn.estimated, !is_counted);
         }
+    }
+    for body in [
+        json!({}),
+        json!({ "error": { "code": 502, "message": "Provider returned error" } }),
+        json!({ "type": "error", "error": { "type": "overloaded_error", "message": "Overloaded" } }),
+    ] {
+        turns.provider.push(json(&body));
+        let session = turns.session(ANTHROPIC).await;
+        assert_eq!(failed(&session.ask().send().await), (502, "provider_error".to_owned()));
+        assert_eq!(session.last_turn().await.usage.output_tokens, 0, "{body}");
     }
     for (code, status, expected) in
         [(401, 422, "byok_key_rejected"), (429, 429, "provider_rate_limited"), (400, 422, "provider_rejected")]
